@@ -1,0 +1,239 @@
+"""Breaks the code in small ways, one at a time, in a copy; every break must make a quick test fail.
+
+`python tools/mutate.py [WORD ...]`: all patches, or those with one of the words in their name. A patch that no test
+notices is a hole in the tests: the run then fails.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_COPIED = (".git", ".venv*", "_build", "dist", "__pycache__", ".*_cache", ".ipynb_checkpoints")
+
+# name | file (a bare name: of lmsurvey_code) | tests/test_NAME.py and more arguments of pytest [| all: each occurrence]
+# - old text, which occurs exactly once in the file
+# + new text
+PATCHES = r"""
+corpus: a year in two splits | corpus.py | corpus
+- if LAST_TRAIN_YEAR < d
++ if LAST_TRAIN_YEAR <= d
+
+corpus: SHA-256 not checked | corpus.py | corpus
+- if found != SHA256:
++ if False:
+
+tokenizers: no end of spelling | tokenizers.py | tokenizers
+- tokens.append(self.END_OF_SPELLING)
++ pass
+
+score: a lossy tokenizer passes | language_model.py | evaluation
+- if model.tokenizer.decode(tokens) != text:
++ if False:
+
+score: characters for bytes | language_model.py | evaluation
+- np.float64)
+-     return Score(tuple(tokens), log_probs, len(text.encode("utf-8"))
++ np.float64)
++     return Score(tuple(tokens), log_probs, len(text)
+
+continuation: the border is not checked | language_model.py | evaluation
+-  and prefix[shared] == whole[shared]:
++ :
+
+add-k: k counted once | ngram.py | ngram
+- total = c.sum() + k * size
++ total = c.sum() + k
+
+Kneser-Ney: counts for continuations | ngram.py | ngram
+- c = counts.counts[k - 1] if k == self.order else counts.continuations[k - 1]
++ c = counts.counts[k - 1]
+
+Kneser-Ney: mass not handed down | ngram.py | ngram
+- (kept + freed * p)
++ (kept + p)
+
+Kneser-Ney: another discount | ngram.py | ngram
+- y = n1 / (n1 + 2 * n2)
++ y = n1 / (n1 + n2)
+
+n-gram: start symbol predicted | ngram.py | ngram
+- (keys & self.mask(1)) != self.start
++ keys >= 0
+
+sampling: top-p stops too early | sampling.py | sampling
+- order[before < top_p]
++ order[before + np.exp(log_probs[order]) < top_p]
+
+sampling: temperature upside down | sampling.py | sampling
+- ) / temperature)
++ ) * temperature)
+
+sampling: end token ignored | sampling.py | sampling
+- if token == end_token:
++ if False:
+
+bootstrap: interval too narrow | evaluation.py | evaluation
+- [(1 - level) / 2, (1 + level) / 2]
++ [1 - level, level]
+
+neural: no start token | neural.py | neural
+- inputs = [self.start_token, *targets[:-1]]
++ inputs = [0, *targets[:-1]]
+
+neural: another default stride | neural.py | neural
+- stride = max(1, window // 2) if stride is None
++ stride = window if stride is None
+
+neural: log-softmax in bfloat16 | neural.py | neural
+- logits.float().transpose
++ logits.transpose
+
+neural: dropout stays on | neural.py | neural
+-     net.eval()
+-     try:
++     try:
+
+neural: old state after training | neural.py | neural
+- self._last[1] == version
++ True
+
+LSTM: cell shown as it is | recurrent.py | recurrent
+- h = o * c.tanh()
++ h = o * c
+
+Transformer: no causal mask | transformer.py | transformer
+- is_causal=T == S and T > 1
++ is_causal=False
+
+Transformer: wrong mask after a cache | transformer.py | transformer
+- .tril(S - T)
++ .tril()
+
+training: a resumed run draws other batches | training.py | training -k goes_on
+- config.seed * 1_000_003 + step)
++ config.seed * 1_000_003 + step - first)
+
+training: target is the input | training.py | training -k batches
+- windows[:, 1:]
++ windows[:, :-1]
+
+endpoint: Retry-After ignored | hosted.py | endpoint
+- 2.0**i if seconds is None else seconds
++ 2.0**i
+
+endpoint: a refused key tried again | hosted.py | endpoint
+- if error.code in RETRIED_STATUS:
++ if error.code in (*RETRIED_STATUS, 401):
+
+endpoint: the key in a message | hosted.py | endpoint
+- line.replace(self._key(), "<key>") if self._key() else line
++ line
+
+LLM: SHA-256 not checked | llm.py | llm
+- if found != GGUF_SHA256:
++ if False:
+
+chapter: no alt text | book/counting.ipynb | notebooks -k good_figures | all
+- "alt": "
++ "old": "
+
+chapter: another first cell | book/counting.ipynb | notebooks -k made_cells
+- --constraint installed.txt
++ --upgrade
+
+chapter: its module changed | ngram.py | notebooks -k is_up_to_date
+- self._kept.append(c - freed)
++ self._kept.append(c - 1 * freed)
+
+stamps: any value is near | tools/stamps.py | tools_notebooks -k varies
+- <= tolerance * abs(b)
++ >= 0
+
+nbval: checks accept wrong answers | tools/notebooks.py | tools_notebooks -k reject
+-         raise AssertionError("the check accepts a wrong answer")
++         return
+"""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One small break: `old` in `file` becomes `new`; `tests` must then fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    every: bool  # replace each occurrence; else there must be one alone
+
+
+def read_patches(text: str) -> list[Patch]:
+    """The patches of a text like PATCHES."""
+    found = []
+    for block in text.strip("\n").split("\n\n"):
+        head, *lines = block.split("\n")
+        name, file, tests, *more = head.split(" | ")
+        old, new = ("\n".join(line[2:] for line in lines if line.startswith(sign)) for sign in "-+")
+        found.append(Patch(name, file if "/" in file else f"lmsurvey_code/{file}", old, new, tests, more == ["all"]))
+    return found
+
+
+def run_tests(folder: Path, tests: str) -> tuple[int, str]:
+    """Exit status and output of pytest on tests/test_NAME.py [-k WORD], stopping at the first failure."""
+    name, *more = tests.split()
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-m", "not slow", "-p", "no:cacheprovider"]
+    # Without bytecode: two versions of a file with one size and one second would be taken for the same.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command += [f"tests/test_{name}.py", *more]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def outcome(folder: Path, patch: Patch) -> str:
+    """`caught`, or what is wrong with the tests or the patch; the folder is left as it was."""
+    path = folder / patch.file
+    before = path.read_text(encoding="utf-8")
+    n = before.count(patch.old)
+    if n != 1 and not (patch.every and n):
+        return f"the old text occurs {n} times in {patch.file}: bring the patch up to date"
+    path.write_text(before.replace(patch.old, patch.new), encoding="utf-8")
+    try:
+        status, printed = run_tests(folder, patch.tests)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    if status == 1:  # a test ran and failed; 2 and more: nothing could run
+        return "caught"
+    return "SURVIVED" if status == 0 else f"pytest ended with {status}: {printed.strip().splitlines()[-1]}"
+
+
+def main(words: list[str]) -> int:
+    """Number of patches that were not caught."""
+    known = read_patches(PATCHES)
+    patches = [p for p in known if not words or any(word in p.name for word in words)]
+    if not patches:
+        sys.exit(f"no patch with {' or '.join(words)} in its name; there are: {'; '.join(p.name for p in known)}")
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top) / "copy"
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        for tests in dict.fromkeys(p.tests for p in patches):
+            status, printed = run_tests(folder, tests)
+            if status:
+                sys.exit(f"the tests fail without any patch: {tests}\n{printed}")
+        holes = 0
+        for patch in patches:
+            began = time.perf_counter()
+            found = outcome(folder, patch)
+            holes += found != "caught"
+            print(f"{patch.name:45} {found} ({time.perf_counter() - began:.0f} s)", flush=True)
+    print(f"{len(patches) - holes} of {len(patches)} patches were caught")
+    return holes
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 1))

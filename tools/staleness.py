@@ -1,0 +1,87 @@
+"""Which notebooks are stale: their code, a module that they import, or recorded results changed since they ran.
+
+Comments, docstrings, layout and Markdown do not count; the expressions of stamps do. The hash is of the syntax trees,
+written so that all supported versions of Python give the same.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from IPython.core.inputtransformer2 import TransformerManager
+from nbformat import NotebookNode
+
+from tools.stamps import computed_stamps, source_tags
+
+PACKAGE = Path(__file__).resolve().parent.parent / "lmsurvey_code"
+
+
+def parse_cell(source: str) -> ast.Module:
+    """The syntax tree of a code cell; lines that start with % or ! become calls."""
+    return ast.parse(TransformerManager().transform_cell(source))
+
+
+def canonical(node: object) -> str:
+    """A syntax tree as text, without docstrings, positions and whatever is empty (versions of Python differ there)."""
+    if isinstance(node, list):
+        return "[" + ",".join(map(canonical, node)) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+        fields["body"] = fields["body"][1:]
+    fields.pop("kind", None)  # of constants: u"" or ""
+    return f"{type(node).__name__}({','.join(f'{k}={canonical(v)}' for k, v in fields.items() if v not in (None, []))})"
+
+
+def modules_in(tree: ast.AST, package: Path) -> Iterator[str]:
+    """Names of the package's modules that the code imports, at its top or inside functions; '' is the package."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, [package.name if node.level else "", node.module]))
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            module = rest.partition(".")[0]
+            if top == package.name:
+                yield ""
+                if (package / f"{module}.py").exists():
+                    yield module
+
+
+def results_in(tree: ast.AST) -> Iterator[str]:
+    """The NAMEs of calls `recorded("NAME")`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called == "recorded":
+                yield str(node.args[0].value)
+
+
+def code_hash(nb: NotebookNode, package: Path = PACKAGE) -> str:
+    """Hash of all that decides the outputs of a notebook, but for the address in its first cell."""
+    cells = [parse_cell(c.source) for c in nb.cells if c.cell_type == "code" and "setup" not in source_tags(c)]
+    stamps = [stamp.code for cell in nb.cells for stamp in computed_stamps(cell)]
+    trees = {"notebook": ast.Module(cells, [])}
+    waiting = {"", *(name for cell in cells for name in modules_in(cell, package))}
+    while waiting:
+        name = waiting.pop()
+        trees[f"module {name}"] = tree = ast.parse((package / f"{name or '__init__'}.py").read_text(encoding="utf-8"))
+        waiting |= {found for found in modules_in(tree, package) if f"module {found}" not in trees}
+    digest = hashlib.sha256(repr(stamps).encode())
+    for name in sorted(trees):
+        digest.update(f"\0{name}\0{canonical(trees[name])}".encode())
+    for name in sorted({name for tree in trees.values() for name in results_in(tree)}):
+        for path in sorted((package / "data" / "results").glob(f"{name}.*")):
+            digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def is_stale(nb: NotebookNode, package: Path = PACKAGE) -> bool:
+    """Whether the stored outputs belong to other code than that of today."""
+    return nb.metadata.get("lmsurvey", {}).get("code") != code_hash(nb, package)
