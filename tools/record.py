@@ -58,6 +58,36 @@ def ngram(unit: str, order: int) -> Run:
     return run
 
 
+def small_network(kind: str) -> Run:
+    """The "LSTM" or the "Transformer" of the book, trained as its chapter does."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code import recipes
+        from lmsurvey_code.neural import NeuralLM
+        from lmsurvey_code.training import join_documents, train
+
+        corpus, tokenizer = load_corpus(), recipes.small_tokenizer()
+        if kind == "LSTM":
+            net, config, window = recipes.small_lstm(), recipes.LSTM_TRAINING, None
+        else:
+            net, config, window = (
+                recipes.small_transformer(),
+                recipes.TRANSFORMER_TRAINING,
+                recipes.TRANSFORMER.block_size,
+            )
+        start = time.perf_counter()
+        train(net, join_documents(tokenizer, texts(corpus.train)), config)
+        fit = {
+            "fit_seconds": round(time.perf_counter() - start, 1),
+            "n_params": sum(p.numel() for p in net.parameters()),
+            "n_train_tokens": config.n_steps * config.batch_size * config.block_size,
+            "seed": config.seed,
+        }
+        return fit | measured(NeuralLM(net, tokenizer, window))
+
+    return run
+
+
 def packaged_llm() -> dict[str, Any]:
     """The LLM that comes with the book."""
     from lmsurvey_code.llm import open_llm
@@ -70,6 +100,8 @@ TABLES: dict[str, dict[str, Run]] = {
     "one_axis": {
         "characters, n = 9": ngram("characters", 9),
         "words, n = 4": ngram("words", 4),
+        "LSTM": small_network("LSTM"),
+        "Transformer": small_network("Transformer"),
         "SmolLM2-135M-Instruct": packaged_llm,
     }
 }

@@ -1,0 +1,56 @@
+"""The small networks that this book trains from nothing: one place for their settings.
+
+Used by the chapters *A memory* and *Attention*, and by the recorded results. Both settings were chosen on the valid
+texts, for about a minute of training on two CPU cores: at this length, small networks that take many steps did better
+than larger ones, Muon did better than AdamW, and reading more of the recent texts helped most.
+"""
+
+from functools import cache
+
+from lmsurvey_code.corpus import load_corpus, texts
+from lmsurvey_code.recurrent import RecurrentLM
+from lmsurvey_code.tokenizers import BPETokenizer, train_bpe
+from lmsurvey_code.training import TrainConfig, set_seed
+from lmsurvey_code.transformer import Transformer, TransformerConfig
+
+VOCAB_SIZE = 4096
+
+LSTM_TRAINING = TrainConfig(
+    n_steps=900,
+    batch_size=8,
+    block_size=64,
+    optimizer="muon",
+    learning_rate=0.02,
+    matrix_learning_rate=0.04,
+    warmup=10,
+    recency=8,
+)
+
+TRANSFORMER = TransformerConfig(VOCAB_SIZE, block_size=128, n_layer=3, n_head=2, n_embd=128)
+TRANSFORMER_TRAINING = TrainConfig(
+    n_steps=700,
+    batch_size=8,
+    block_size=128,
+    optimizer="muon",
+    learning_rate=0.02,
+    warmup=10,
+    recency=8,
+)
+
+
+@cache
+def small_tokenizer() -> BPETokenizer:
+    """Byte-level BPE learned from the train texts, the same for all networks of the book's own."""
+    return train_bpe(texts(load_corpus().train), VOCAB_SIZE)
+
+
+def small_lstm(seed: int = 0) -> RecurrentLM:
+    """An untrained LSTM: embedding of 128, memory of 256."""
+    set_seed(seed)
+    return RecurrentLM(VOCAB_SIZE, n_embd=128, n_hidden=256, n_layer=1, cell="lstm")
+
+
+def small_transformer(seed: int = 0) -> Transformer:
+    """An untrained decoder of three blocks."""
+    set_seed(seed)
+    return Transformer(TRANSFORMER)
