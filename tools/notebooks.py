@@ -37,7 +37,7 @@ from tools import rules, site, staleness, stamps
 
 ROOT = site.ROOT
 BOOK = ROOT / "book"
-SECONDS = 150  # limit of a notebook on two cores
+SECONDS = 180  # a notebook takes at most 150 s on two quiet cores; a busy machine gets a fifth more
 SECONDS_PORTABLE = 400
 MEMORY_MB = 6000
 PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
