@@ -164,4 +164,6 @@ def continuation_log_prob(model: LanguageModel, context: str, continuation: str)
     tokens, start = whole, shared
     if model.block_size is not None and len(tokens) > model.block_size:  # keep the end: it has the continuation
         tokens, start = tokens[-model.block_size :], max(0, start - (len(tokens) - model.block_size))
+    if hasattr(model, "tail_log_probs"):  # the same numbers without reading the context again for each answer
+        return float(np.sum(model.tail_log_probs(tokens, start), dtype=np.float64))
     return float(np.sum(np.asarray(model.log_probs(tokens), dtype=np.float64)[start:]))

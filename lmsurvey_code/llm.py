@@ -24,7 +24,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ import torch
 from lmsurvey_code.hosted import HostedLLM
 from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.sampling import generate
-from lmsurvey_code.tokenizers import utf8
+from lmsurvey_code.tokenizers import HFTokenizer
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in a notebook without ipywidgets
 
@@ -49,42 +49,6 @@ ALLOWED = (
     f"allowed: {PACKAGED!r} (packaged), a local folder with .safetensors or one .gguf file, "
     "a Hub id such as 'HuggingFaceTB/SmolLM2-360M-Instruct', or 'openai:<model>'"
 )
-
-
-class HFTokenizer:
-    """The vocabulary of a pre-trained LLM behind the book's `Tokenizer` interface. No token is added to a text.
-
-    Text that spells a special token, such as `<|im_end|>`, becomes that token: chat prompts rely on it. A vocabulary
-    may lack a rare byte (the packaged one lacks six control characters): `score` refuses a text that holds one.
-    """
-
-    def __init__(self, hf: Any, vocab_size: int) -> None:
-        self.hf = hf  # the transformers tokenizer, for chat templates
-        self.vocab_size = vocab_size  # as wide as the logits, which may be padded beyond the vocabulary
-        self._byte_level = "Ġ" in hf.convert_ids_to_tokens(self.encode(" a"))[0]
-        # GPT-2 writes bytes as printable characters: those that are printable as themselves, the others from 256 on.
-        own = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = [byte for byte in range(256) if byte not in own]
-        self._byte = {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(others)}
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without special tokens around it."""
-        utf8(text)  # refuse what no valid text holds with our own words
-        return self.hf.encode(text, add_special_tokens=False, verbose=False)
-
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes that one token stands for; b"" for an id that pads the vocabulary."""
-        piece = self.hf.convert_ids_to_tokens(int(token)) or ""
-        if self._byte_level:
-            return bytes([self._byte[char] for char in piece])
-        spelled = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)  # SentencePiece writes a byte so, and a space as U+2581
-        return bytes.fromhex(spelled[1]) if spelled else piece.replace("\u2581", " ").encode()
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Inverse of `encode`. Bytes that are not UTF-8 become U+FFFD."""
-        if self._byte_level:
-            return b"".join([self.token_bytes(token) for token in tokens]).decode("utf-8", errors="replace")
-        return self.hf.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 class _CausalNet(torch.nn.Module):
@@ -104,6 +68,11 @@ class _CausalNet(torch.nn.Module):
 
         out = self.hf(input_ids=idx, past_key_values=DynamicCache() if state is None else state, use_cache=True)
         return out.logits.float(), out.past_key_values
+
+    def crop(self, state: Any, n: int) -> Any:
+        """Keys and values of the first n tokens; `state` shrinks in place."""
+        state.crop(n - state.get_seq_length())  # below zero: remove so many
+        return state
 
 
 class LLM(NeuralLM):

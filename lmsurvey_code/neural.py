@@ -2,7 +2,8 @@
 
 Used by every chapter from *A memory* on. A network here is a torch module that turns token ids into logits for the
 token after each of them, (B, T) -> (B, T, V). It may also have `step(idx, state) -> (logits, state)`, which reads
-only the new tokens and keeps what it needs of the old ones: an LSTM's state or a Transformer's keys and values.
+only the new tokens and keeps what it needs of the old ones: an LSTM's state or a Transformer's keys and values. Where a
+state can go back, as keys and values can, `crop(state, n) -> state` keeps that of the first n tokens.
 
 Not here: the networks (`recurrent.py`, `transformer.py`) and how they learn (`training.py`).
 """
@@ -59,9 +60,8 @@ class NeuralLM:
     def next_log_probs(self, tokens: Sequence[int]) -> np.ndarray:
         """log p(next token | tokens), in nats, shape (vocab_size,), float64. `tokens` may be empty.
 
-        Reads the last `block_size` entries of [start_token] + tokens. When `tokens` extends those of the last call
-        and everything still fits, only the new ones are read: a sampling loop without state costs no more than one
-        with it.
+        Reads the last `block_size` entries of [start_token] + tokens. What the last call read is not read again: a
+        sampling loop without state costs no more than one with it.
 
         Raises:
             ValueError: a token is not in range(vocab_size).
@@ -69,8 +69,7 @@ class NeuralLM:
         inputs = [self.start_token, *self._checked(tokens)]
         if self.block_size is not None:
             inputs = inputs[-self.block_size :]
-        with _inference(self.net):
-            logits = self._next_logits(inputs)
+        logits = self._read(inputs, len(inputs) - 1)[0]
         # float64 for this one row: its probabilities then sum to 1 to the last digits
         return logits.float().cpu().double().log_softmax(-1).numpy()
 
@@ -124,24 +123,48 @@ class NeuralLM:
             out.append(_gather(logits, ys[None])[0])
         return torch.cat(out).double().cpu().numpy()
 
-    def _next_logits(self, inputs: list[int]) -> torch.Tensor:
-        """Logits (V,) after `inputs`, from the state of the last call where that can be."""
-        if not hasattr(self.net, "step"):
-            return self.net(torch.tensor([inputs], device=self.device))[0, -1]
-        # Training changes weights in place, and each change counts in a tensor's version: the state is then too old.
-        version = sum(p._version for p in self.net.parameters())
-        known, state = 0, None
-        if self._last is not None and self._last[1] == version:
-            before, _, old_state, logits = self._last
-            if inputs == before:
-                return logits
-            if inputs[: len(before)] == before:
-                known, state = len(before), old_state
-        self._last = None  # a state may grow in place: forget it first, in case the step is interrupted
-        logits, state = self.net.step(torch.tensor([inputs[known:]], device=self.device), state)
-        logits = logits[0, -1].clone()  # not a view: that would keep the logits of all positions in memory
-        self._last = (inputs, version, state, logits)
-        return logits
+    def tail_log_probs(self, tokens: Sequence[int], start: int) -> np.ndarray:
+        """log_probs(tokens)[start:] of a text that fits in one window, in nats, shape (len(tokens) - start,).
+
+        Reads only what the last call has not read: many answers to one question cost little more than one.
+
+        Raises:
+            ValueError: a token is not in range(vocab_size), or the text is longer than `block_size`.
+        """
+        targets = self._checked(tokens)
+        if self.block_size is not None and len(targets) > self.block_size:
+            raise ValueError(f"tokens: {len(targets)}; allowed: at most block_size = {self.block_size}")
+        if start >= len(targets):
+            return np.zeros(0)
+        logits = self._read([self.start_token, *targets[:-1]], start)  # (T - start, V)
+        y = torch.tensor(targets[start:], device=self.device)
+        return _gather(logits[None], y[None])[0].double().cpu().numpy()
+
+    def _read(self, inputs: list[int], first: int) -> torch.Tensor:
+        """Logits (T - first, V) after the inputs (T,) from position `first` on; the state of the last call is used."""
+        with _inference(self.net):
+            if not hasattr(self.net, "step"):
+                return self.net(torch.tensor([inputs], device=self.device))[0, first:]
+            # Training changes weights in place, and each change counts in a tensor's version: the state is too old.
+            version = sum(p._version for p in self.net.parameters())
+            known, state = 0, None
+            if self._last is not None and self._last[1] == version:
+                before, _, old_state, logits = self._last
+                if inputs == before and first == len(inputs) - 1:
+                    return logits[None]
+                same = (a == b for a, b in zip(before, inputs, strict=False))
+                known = min(first, next((i for i, equal in enumerate(same) if not equal), len(before)))
+                if known == len(before):
+                    state = old_state
+                elif known and hasattr(self.net, "crop"):
+                    state = self.net.crop(old_state, known)
+                else:
+                    known = 0
+            self._last = None  # a state may change in place: forget it first, in case the step is interrupted
+            logits, state = self.net.step(torch.tensor([inputs[known:]], device=self.device), state)
+            # a copy, not a view: that would keep the logits of all positions in memory
+            self._last = (inputs, version, state, logits[0, -1].clone())
+            return logits[0, first - known :]
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         checked = [int(token) for token in tokens]

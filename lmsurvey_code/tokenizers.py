@@ -2,8 +2,9 @@
 
 Used by every chapter. All four share one interface, and all are lossless: `decode(encode(text)) == text` for every
 string. There is no `<unk>`. What a vocabulary lacks is spelled in bytes, and the model pays for the spelling.
+The vocabulary of a pre-trained LLM stands behind the same interface.
 
-Not here: the vocabulary of a pre-trained LLM (`llm.py`), WordPiece and the unigram tokenizer.
+Not here: WordPiece and the unigram tokenizer.
 BPE follows Sennrich, Haddow & Birch (2016), on bytes as in GPT-2 (Radford et al. 2019).
 """
 
@@ -13,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 N_BYTES = 256  # ids 0..255 are the bytes in every tokenizer of this file
 
@@ -262,3 +263,39 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
                 heapq.heappush(heap, (-counts[other], other))
         merges.append(pair)
     return BPETokenizer(merges)
+
+
+class HFTokenizer(_Lossless):
+    """The vocabulary of a pre-trained LLM behind the book's `Tokenizer` interface. No token is added to a text.
+
+    Text that spells a special token, such as `<|im_end|>`, becomes that token: chat prompts rely on it. A vocabulary
+    may lack a rare byte (the packaged one lacks six control characters): `score` refuses a text that holds one.
+    """
+
+    def __init__(self, hf: Any, vocab_size: int) -> None:
+        self.hf = hf  # the transformers tokenizer, for chat templates
+        self.vocab_size = vocab_size  # as wide as the logits, which may be padded beyond the vocabulary
+        self._byte_level = "Ġ" in hf.convert_ids_to_tokens(self.encode(" a"))[0]
+        # GPT-2 writes bytes as printable characters: those that are printable as themselves, the others from 256 on.
+        own = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [byte for byte in range(256) if byte not in own]
+        self._byte = {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(others)}
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without special tokens around it."""
+        utf8(text)  # refuse what no valid text holds with our own words
+        return self.hf.encode(text, add_special_tokens=False, verbose=False)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one token stands for; b"" for an id that pads the vocabulary."""
+        piece = self.hf.convert_ids_to_tokens(int(token)) or ""
+        if self._byte_level:
+            return bytes([self._byte[char] for char in piece])
+        spelled = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)  # SentencePiece writes a byte so, and a space as U+2581
+        return bytes.fromhex(spelled[1]) if spelled else piece.replace("\u2581", " ").encode()
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Inverse of `encode`. Bytes that are not UTF-8 become U+FFFD."""
+        if self._byte_level:
+            return super().decode(tokens)
+        return self.hf.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -148,6 +148,10 @@ class Transformer(nn.Module):
         state = [dict(cache) for cache in state] if state else [{} for _ in self.blocks]  # the old one stays valid
         return self._read(idx, state), state
 
+    def crop(self, state: list[dict], n: int) -> list[dict]:
+        """The state after the first n tokens of those that `state` holds."""
+        return [{name: tensor[:, :, :n] for name, tensor in cache.items()} for cache in state]
+
     def attention(self, idx: torch.Tensor) -> torch.Tensor:
         """Attention weights of one text, idx (1, T) -> (n_layer, n_head, T, T): row i is where position i looks."""
         x, rope = self._embed(idx, 0)

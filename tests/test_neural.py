@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lmsurvey_code import neural
-from lmsurvey_code.language_model import LanguageModel, score
+from lmsurvey_code.language_model import LanguageModel, continuation_log_prob, score
 from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.recurrent import RecurrentLM
 from lmsurvey_code.sampling import generate
@@ -142,6 +142,26 @@ def test_only_new_tokens_are_read():
     assert read == [4, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_tail_gives_what_log_probs_gives(name):
+    lm, tokens = model(name, block_size=40), list(TEXT[:40].encode())
+    other = [*tokens[:20], 33, 34, 35]  # the same beginning, another end
+    for text, start in ((tokens, 25), (other, 20), (tokens, 20), (tokens[:7], 0), (tokens, 39), (tokens, 40)):
+        np.testing.assert_allclose(lm.tail_log_probs(text, start), lm.log_probs(text)[start:], atol=1e-5)
+
+
+def test_one_context_is_read_once_for_all_answers():
+    lm = model("transformer", block_size=40)
+    read = []
+    step = lm.net.step
+    lm.net.step = lambda idx, state: (read.append(idx.shape[1]), step(idx, state))[1]
+    together = [continuation_log_prob(lm, "where it is", answer) for answer in (" to", " at", " so")]
+    # start token, 11 bytes and 2 of the answer's 3; after that the context's last byte and 2 of each answer
+    assert read == [14, 3, 3]
+    alone = [float(lm.log_probs(list(f"where it is{answer}".encode()))[11:].sum()) for answer in (" to", " at", " so")]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
 def test_training_makes_the_state_too_old():
     lm = model("lstm")
     lm.next_log_probs([1, 2])
@@ -197,6 +217,8 @@ def test_bad_input():
     for stride in (0, 9):
         with pytest.raises(ValueError, match=f"stride: {stride}; allowed: 1 to block_size = 8"):
             lm.log_probs([1], stride=stride)
+    with pytest.raises(ValueError, match="tokens: 9; allowed: at most block_size = 8"):
+        lm.tail_log_probs([1] * 9, 3)
     with pytest.raises(ValueError, match="block_size: 0; allowed: 1 or more"):
         NeuralLM(Uniform(), ByteTokenizer(), 0)
     with pytest.raises(ValueError, match="start_token: 256; allowed: 0 to 255"):
