@@ -2,7 +2,9 @@
 
 A run whose row is there, made by the code of today, is not repeated: an interrupted recording goes on where it stopped.
 
-one_axis    every model of the book on the texts of valid and, once, on the address of 2026
+one_axis            every model of the book on the texts of valid and, once, on the address of 2026
+prompting_labels    how sure the LLM is of each of two labels, for many prompts (chapter Prompting)
+prompting_answers   what the LLM writes, for many prompts (chapter Prompting)
 """
 
 import inspect
@@ -10,8 +12,10 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import numpy as np
 from nbformat.v4 import new_code_cell, new_notebook
 
 from lmsurvey_code.corpus import load_corpus, texts
@@ -96,22 +100,171 @@ def packaged_llm() -> dict[str, Any]:
     return {"n_params": sum(p.numel() for p in model.net.parameters())} | measured(model)
 
 
-TABLES: dict[str, dict[str, Run]] = {
-    "one_axis": {
+# ---- prompting: 200 items a row; the demonstrations are in the row, so that a chapter can repeat it ----
+
+OPTIONS = (" positive", " negative")
+WORDINGS = {
+    "Review, Sentiment": ("Review: {}\nSentiment:", OPTIONS),
+    "Sentence, Feeling": ("Sentence: {}\nFeeling:", OPTIONS),
+    "a question before": ("Is this review positive or negative? {}\nAnswer:", OPTIONS),
+    "a question after": ("{}\nIs this review positive or negative?\nAnswer:", OPTIONS),
+    "a sentence to end": ("{} This review is", OPTIONS),
+    "good or bad": ("{} All in all, it was", (" good", " bad")),
+    "great or terrible": ("{} All in all, it was", (" great", " terrible")),
+    "A or B": ("Review: {}\nIs this review\nA. positive\nB. negative\nAnswer:", (" A", " B")),
+    "chat": ("CHAT Is this review positive or negative? Answer with one word.\n\n{}", ("Positive", "Negative")),
+}
+
+
+@cache
+def packaged() -> Any:
+    """The LLM that comes with the book, opened once."""
+    from lmsurvey_code.llm import open_llm
+
+    return open_llm("smollm2-135m", quiet=True)
+
+
+def label_margins(template: str, options: tuple[str, str], demonstrations: list) -> dict[str, Any]:
+    """log p(first option) - log p(second option) for each item of "sentiment", and for a question without content."""
+    from lmsurvey_code.language_model import continuation_log_prob
+    from lmsurvey_code.prompting import chat_prompt, load_task
+
+    model, task = packaged(), load_task("sentiment")
+    shown = task.prompt("", demonstrations).rpartition(f"{task.question_mark}:")[0]
+
+    def margin(question: str) -> float:
+        prompt = shown + template.format(question)
+        if prompt.startswith("CHAT "):
+            prompt = chat_prompt(model, prompt.removeprefix("CHAT "))
+        first, second = (continuation_log_prob(model, prompt, option) for option in options)
+        return round(first - second, 3)
+
+    return {
+        "template": template,
+        "options": options,
+        "demonstrations": demonstrations,
+        "empty": margin("N/A"),
+        "margins": [margin(question) for question, _ in task.items],
+    }
+
+
+def answers(task: Any, demonstrations: list, template: str = "", max_new_tokens: int = 8) -> dict[str, Any]:
+    """The first line that the LLM writes for each item, greedily."""
+    from lmsurvey_code.prompting import chat_prompt
+
+    model, found = packaged(), []
+    for question, _ in task.items:
+        if template:
+            prompt, start = template.split("|")
+            text = chat_prompt(model, prompt.format(question)) + start
+        else:
+            text = task.prompt(question, demonstrations)
+        stop = ["\n"] if not template else []
+        found.append(model.generate(text, max_new_tokens=max_new_tokens, stop=stop).strip())
+    return {"template": template, "demonstrations": demonstrations, "answers": found}
+
+
+def balanced(k: int, seed: int) -> list[tuple[str, str]]:
+    """k demonstrations of "sentiment", as many positive as negative, in random order."""
+    from lmsurvey_code.prompting import load_task
+
+    left, chosen = {"positive": k // 2, "negative": k // 2}, []
+    for question, answer in load_task("sentiment").draw(80, seed):
+        if left[answer]:
+            left[answer] -= 1
+            chosen.append((question, answer))
+    return chosen
+
+
+def with_labels(kind: str, demonstrations: list, seed: int) -> list[tuple[str, str]]:
+    """The same demonstrations with "true", "random" or "flipped" answers."""
+    other = {"positive": "negative", "negative": "positive"}
+    flip = {"true": 0.0, "random": 0.5, "flipped": 1.0}[kind]
+    draws = np.random.default_rng(seed).random(len(demonstrations))
+    return [(q, other[a] if u < flip else a) for (q, a), u in zip(demonstrations, draws, strict=True)]
+
+
+def prompting_labels() -> dict[str, Run]:
+    """Wordings without demonstrations; their number; their order; their labels."""
+    from lmsurvey_code.prompting import load_task
+
+    runs: dict[str, Run] = {}
+
+    def add(group: str, name: str, template: str, options: tuple[str, str], demonstrations: list, **about: Any) -> None:
+        def run() -> dict[str, Any]:
+            return {"group": group, **about} | label_margins(template, options, demonstrations)
+
+        runs[f"{group}: {name}"] = run
+
+    for name, (template, options) in WORDINGS.items():
+        add("wording", name, template, options, [])
+    usual = WORDINGS["Review, Sentiment"]
+    for k in (1, 2, 4, 8, 16, 32):
+        for draw in range(5):
+            add("number", f"k={k} draw={draw}", *usual, load_task("sentiment").draw(k, draw), k=k, draw=draw)
+    one_set = balanced(8, 0)
+    for order in range(10):
+        mixed = [one_set[i] for i in np.random.default_rng(order).permutation(8)]
+        add("order", f"{order}", *usual, mixed, k=8, order=order)
+    for kind in ("true", "random", "flipped"):
+        for draw in range(5):
+            shown = with_labels(kind, balanced(16, draw), draw)
+            add("labels", f"{kind} draw={draw}", *usual, shown, k=16, draw=draw, kind=kind)
+    return runs
+
+
+def prompting_answers() -> dict[str, Run]:
+    """One word after 0 to 16 demonstrations; sums with and without steps."""
+    from lmsurvey_code.prompting import addition, load_task
+
+    runs: dict[str, Run] = {}
+
+    def add(name: str, task: Any, demonstrations: list, template: str = "", n: int = 8, **about: Any) -> None:
+        def run() -> dict[str, Any]:
+            return {"task": task.name, **about} | answers(task, demonstrations, template, n)
+
+        runs[name] = run
+
+    for n_terms in (2, 3, 4):
+        for steps in (False, True):
+            task = addition(n_terms, steps=steps)
+            n = 10 * n_terms if steps else 8
+            name = f"addition n={n_terms}, {'steps' if steps else 'direct'}"
+            add(name, task, task.draw(8), n=n, n_terms=n_terms, steps=steps)
+    for name in ("antonyms", "past", "french"):
+        task = load_task(name)
+        for k in (0, 1, 4, 16):
+            for draw in range(2 if k else 1):
+                add(f"{name} k={k} draw={draw}", task, task.draw(k, draw), k=k, draw=draw)
+    task, chat = addition(3, steps=True), {"n_terms": 3, "steps": False}
+    add("addition n=3, chat", task, [], "What is {}?|", 24, **chat)
+    add("addition n=3, chat, step by step", task, [], "What is {}?|Let's think step by step.", 48, **chat)
+    return runs
+
+
+TABLES: dict[str, Callable[[], dict[str, Run]]] = {
+    "one_axis": lambda: {
         "characters, n = 9": ngram("characters", 9),
         "words, n = 4": ngram("words", 4),
         "LSTM": small_network("LSTM"),
         "Transformer": small_network("Transformer"),
         "SmolLM2-135M-Instruct": packaged_llm,
-    }
+    },
+    "prompting_labels": prompting_labels,
+    "prompting_answers": prompting_answers,
 }
+
+
+HELPERS = (measured, packaged, label_margins, answers)  # functions of this file that runs call
 
 
 def code_of(run: Run) -> str:
     """Hash of a run and of all modules that it leans on: a row made by other code is made again."""
-    shared = "from lmsurvey_code import corpus, evaluation, language_model"
-    sources = [textwrap.dedent(inspect.getsource(function)) for function in (run, measured)]
-    return code_hash(new_notebook(cells=[new_code_cell(source) for source in (shared, *sources)]))
+    own = inspect.getsource(run)
+    sources = [own, *(inspect.getsource(f) for f in HELPERS if f"{f.__name__}(" in own)]
+    if "measured(" in own:
+        sources.append("from lmsurvey_code import corpus, evaluation, language_model")
+    return code_hash(new_notebook(cells=[new_code_cell(textwrap.dedent(source)) for source in sources]))
 
 
 def main() -> None:
@@ -120,7 +273,7 @@ def main() -> None:
         raise SystemExit(f"usage: make results NAME=...; tables: {', '.join(TABLES)}")
     name = sys.argv[1]
     done = {row["run"]: row["code"] for row in recorded(name)} if (FOLDER / f"{name}.jsonl").exists() else {}
-    for run, make in TABLES[name].items():
+    for run, make in TABLES[name]().items():
         code = code_of(make)
         if done.get(run) == code:
             print(f"{run}: there")
@@ -128,7 +281,7 @@ def main() -> None:
         start = time.perf_counter()
         row = {"run": run, "code": code, "machine": machine()} | make()
         record(name, row | {"seconds": round(time.perf_counter() - start, 1)})
-        print(f"{run}: {row['test']} bits per byte, {time.perf_counter() - start:.0f} s")
+        print(f"{run}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
