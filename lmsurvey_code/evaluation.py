@@ -1,13 +1,16 @@
-"""How sure is a number? Intervals by bootstrap for what the chapters report.
+"""How sure is a number, and what does it measure? Intervals, questions with several choices, and a test for a leak.
 
-Used by every chapter that scores the test text, and by the chapters on prompting and evaluating. The bootstrap
-follows Efron (1979), as percentile intervals.
+The intervals are used by every chapter that scores a text; the rest by the chapter on evaluating. The bootstrap
+follows Efron (1979), as percentile intervals; the test for a leak is that of Oren et al. (2024).
 """
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from lmsurvey_code.corpus import Document
 from lmsurvey_code.language_model import Score
 from lmsurvey_code.tokenizers import Tokenizer
 
@@ -69,3 +72,72 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0
     """Interval of the mean of `values` (of an accuracy: 0 and 1) by bootstrap over the items."""
     array = np.asarray(values, dtype=np.float64)
     return bootstrap_interval(lambda i: array[i].mean(), len(array), level=level, seed=seed)
+
+
+# ---- material made from the corpus ----
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question with several possible answers. Each option begins with the space that follows the context."""
+
+    context: str
+    options: tuple[str, ...]
+    answer: int  # index of the right option
+    year: int
+
+
+def next_sentence_choices(documents: Sequence[Document], n_per_document: int = 40, seed: int = 0) -> list[Choice]:
+    """Which sentence comes next? Two sentences of a paragraph, its third one, and three from elsewhere in the text.
+
+    Sentences of 40 to 200 characters; marks such as [laughter] are taken out. The wrong options open no paragraph:
+    like the right one they are third sentences.
+    """
+    rng, choices = np.random.default_rng(seed), []
+    for document in documents:
+        found = []
+        for paragraph in document.paragraphs:
+            plain = re.sub(r"\s*\[[^\]]*\]", "", paragraph)
+            sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", plain)
+            if len(sentences) >= 3 and 40 <= len(sentences[2]) <= 200:
+                found.append((" ".join(sentences[:2]), f" {sentences[2]}"))
+        for i in rng.permutation(len(found))[:n_per_document].tolist():
+            context, right = found[i]
+            others = [option for j, (_, option) in enumerate(found) if j != i and option != right]
+            options = [right, *(others[j] for j in rng.permutation(len(others))[:3])]
+            order = rng.permutation(4).tolist()
+            choices.append(Choice(context, tuple(options[j] for j in order), order.index(0), document.year))
+    return choices
+
+
+def excerpt(text: str, n_chars: int = 2000) -> str:
+    """About `n_chars` from the middle of a text, from the beginning of a paragraph to the end of a word."""
+    start = text.find("\n\n", len(text) // 2 - n_chars // 2) + 2
+    return text[start : start + n_chars].rpartition(" ")[0]
+
+
+# ---- contamination ----
+
+
+def order_test(
+    log_prob: Callable[[str], float], items: Sequence[str], *, n_shuffles: int = 99, seed: int = 0
+) -> tuple[float, np.ndarray]:
+    """Has a model seen this list? It then prefers the order of the list as published (Oren et al. 2024).
+
+    Where the items could as well stand in any order, and the model has not seen the list, the p-value is at most a
+    with a probability of at most a, for every a: the rate of false alarms is the one that the reader chooses.
+
+    Args:
+        log_prob: log-probability of a text in nats.
+        items: in the published order; each ends as it does in the file, such as with a line break.
+        n_shuffles: other orders to compare with; the smallest possible p-value is 1 / (n_shuffles + 1).
+
+    Returns:
+        The p-value, and the log-probabilities of the published order and of the shuffles, shape (1 + n_shuffles,).
+    """
+    if len(items) < 2 or n_shuffles < 1:
+        raise ValueError(f"items: {len(items)}, n_shuffles: {n_shuffles}; allowed: 2 or more, 1 or more")
+    rng = np.random.default_rng(seed)
+    orders = [np.arange(len(items)), *(rng.permutation(len(items)) for _ in range(n_shuffles))]
+    values = np.array([log_prob("".join(items[i] for i in order)) for order in orders])
+    return float(np.mean(values >= values[0])), values

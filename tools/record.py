@@ -7,12 +7,14 @@ prompting_labels    how sure the LLM is of each of two labels, for many prompts 
 prompting_answers   what the LLM writes, for many prompts (chapter Prompting)
 """
 
+import ast
 import inspect
 import sys
 import textwrap
 import time
 from collections.abc import Callable
 from functools import cache
+from itertools import groupby, takewhile
 from typing import Any
 
 import numpy as np
@@ -148,20 +150,46 @@ def label_margins(template: str, options: tuple[str, str], demonstrations: list)
     }
 
 
+def write_greedily(prompts: list[str], max_new_tokens: int, n_batch: int = 25) -> list[str]:
+    """What the packaged LLM writes after each prompt, until the end of the line: many at a time, for speed.
+
+    The beginning that all prompts share is read once. Prompts of equal length then share a batch, without padding.
+    """
+    import torch
+
+    model, written = packaged(), {}
+    tokens = {prompt: [model.start_token, *model.tokenizer.encode(prompt)] for prompt in prompts}
+    n_shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*tokens.values(), strict=False))))
+    n_shared = min(n_shared, min(map(len, tokens.values())) - 1)  # at least one token is left to read
+    start = tokens[prompts[0]][:n_shared]
+    by_length = sorted(tokens, key=lambda prompt: len(tokens[prompt]))
+    with torch.inference_mode():
+        for _, same in groupby(by_length, key=lambda prompt: len(tokens[prompt])):
+            for batch in [group[i : i + n_batch] for group in [list(same)] for i in range(0, len(group), n_batch)]:
+                state = model.net.step(torch.tensor([start]), None)[1]
+                state.batch_repeat_interleave(len(batch))
+                idx, new = torch.tensor([tokens[prompt][n_shared:] for prompt in batch]), []
+                for _ in range(max_new_tokens):
+                    logits, state = model.net.step(idx, state)
+                    new.append(idx := logits[:, -1:].argmax(-1))  # (B, 1)
+                for prompt, ids in zip(batch, torch.cat(new, 1).tolist(), strict=True):
+                    ids = ids[: ids.index(model.end_token)] if model.end_token in ids else ids
+                    written[prompt] = model.tokenizer.decode(ids)
+    return [written[prompt] for prompt in prompts]
+
+
 def answers(task: Any, demonstrations: list, template: str = "", max_new_tokens: int = 8) -> dict[str, Any]:
-    """The first line that the LLM writes for each item, greedily."""
+    """What the LLM writes for each item, greedily; without a template its first line."""
     from lmsurvey_code.prompting import chat_prompt
 
-    model, found = packaged(), []
-    for question, _ in task.items:
-        if template:
-            prompt, start = template.split("|")
-            text = chat_prompt(model, prompt.format(question)) + start
-        else:
-            text = task.prompt(question, demonstrations)
-        stop = ["\n"] if not template else []
-        found.append(model.generate(text, max_new_tokens=max_new_tokens, stop=stop).strip())
-    return {"template": template, "demonstrations": demonstrations, "answers": found}
+    if template:
+        prompt, start = template.split("|")
+        texts_ = [chat_prompt(packaged(), prompt.format(question)) + start for question, _ in task.items]
+        found = write_greedily(texts_, max_new_tokens)
+    else:
+        found = write_greedily([task.prompt(question, demonstrations) for question, _ in task.items], max_new_tokens)
+        found = [text.partition("\n")[0] for text in found]
+    return {"template": template, "demonstrations": demonstrations, "answers": [text.strip() for text in found]}
 
 
 def balanced(k: int, seed: int) -> list[tuple[str, str]]:
@@ -255,16 +283,27 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
 }
 
 
-HELPERS = (measured, packaged, label_margins, answers)  # functions of this file that runs call
+def sources_of(function: Callable) -> list[str]:
+    """The source of a function and of all functions of this file that it calls, directly or not."""
+    found, waiting = {}, [function]
+    while waiting:
+        function = waiting.pop()
+        source = found[function.__name__] = textwrap.dedent(inspect.getsource(function))
+        names = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)} - set(found)
+        waiting += [
+            value
+            for name in names
+            if inspect.isfunction(value := inspect.unwrap(globals().get(name, name))) and value.__module__ == __name__
+        ]
+    return [found[name] for name in sorted(found)]
 
 
 def code_of(run: Run) -> str:
     """Hash of a run and of all modules that it leans on: a row made by other code is made again."""
-    own = inspect.getsource(run)
-    sources = [own, *(inspect.getsource(f) for f in HELPERS if f"{f.__name__}(" in own)]
-    if "measured(" in own:
+    sources = sources_of(run)
+    if any("measured(" in source for source in sources):
         sources.append("from lmsurvey_code import corpus, evaluation, language_model")
-    return code_hash(new_notebook(cells=[new_code_cell(textwrap.dedent(source)) for source in sources]))
+    return code_hash(new_notebook(cells=[new_code_cell(source) for source in sources]))
 
 
 def main() -> None:
