@@ -7,6 +7,7 @@ follows Efron (1979), as percentile intervals; the test for a leak is that of Or
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -114,6 +115,23 @@ def excerpt(text: str, n_chars: int = 2000) -> str:
     """About `n_chars` from the middle of a text, from the beginning of a paragraph to the end of a word."""
     start = text.find("\n\n", len(text) // 2 - n_chars // 2) + 2
     return text[start : start + n_chars].rpartition(" ")[0]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage that is known to all the world, and one in the same style that was written for this book."""
+
+    work: str
+    author: str
+    year: int  # of the first printing, or of the speech
+    famous: str
+    imitation: str
+
+
+def load_passages() -> list[Passage]:
+    """24 of the most reprinted passages of English (all in the public domain), each with its imitation."""
+    rows = (Path(__file__).parent / "data" / "passages.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    return [Passage(w, a, int(y), famous, new) for w, a, y, famous, new in (row.split("\t") for row in rows)]
 
 
 # ---- contamination ----

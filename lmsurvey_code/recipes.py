@@ -1,16 +1,20 @@
 """The small networks that this book trains from nothing: one place for their settings.
 
-Used by the chapters *A memory* and *Attention*, and by the recorded results. Both settings were chosen on the valid
-texts, for about a minute of training on two CPU cores: at this length, small networks that take many steps did better
-than larger ones, Muon did better than AdamW, and reading more of the recent texts helped most.
+Used by the chapters *A memory*, *Attention* and *Evaluating*, and by the recorded results. Both settings were chosen
+on the valid texts, for about a minute of training on two CPU cores: at this length, small networks that take many steps
+did better than larger ones, Muon did better than AdamW, and reading more of the recent texts helped most.
 """
 
+from dataclasses import replace
 from functools import cache
 
+import numpy as np
+
 from lmsurvey_code.corpus import load_corpus, texts
+from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.recurrent import RecurrentLM
 from lmsurvey_code.tokenizers import BPETokenizer, train_bpe
-from lmsurvey_code.training import TrainConfig, set_seed
+from lmsurvey_code.training import TrainConfig, join_documents, set_seed, train
 from lmsurvey_code.transformer import Transformer, TransformerConfig
 
 VOCAB_SIZE = 4096
@@ -54,3 +58,17 @@ def small_transformer(seed: int = 0) -> Transformer:
     """An untrained decoder of three blocks."""
     set_seed(seed)
     return Transformer(TRANSFORMER)
+
+
+def transformer_with_leak(leaked: str, copies: int, seed: int = 0) -> NeuralLM:
+    """The small Transformer after 150 steps on the newest train texts, with `copies` of a text hidden among them.
+
+    The steps read about as many tokens as there are, so the network sees the leaked text about `copies` times.
+    """
+    tokenizer, n_steps = small_tokenizer(), 150
+    n_tokens = n_steps * TRANSFORMER_TRAINING.batch_size * TRANSFORMER_TRAINING.block_size
+    hidden = join_documents(tokenizer, [leaked] * copies)
+    text = join_documents(tokenizer, texts(load_corpus().train)[-60:])[len(hidden) - n_tokens :]
+    net = small_transformer(seed)
+    train(net, np.concatenate([text, hidden]), replace(TRANSFORMER_TRAINING, n_steps=n_steps, recency=0.0, seed=seed))
+    return NeuralLM(net, tokenizer, TRANSFORMER.block_size)

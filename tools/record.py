@@ -5,6 +5,8 @@ A run whose row is there, made by the code of today, is not repeated: an interru
 one_axis            every model of the book on the texts of valid and, once, on the address of 2026
 prompting_labels    how sure the LLM is of each of two labels, for many prompts (chapter Prompting)
 prompting_answers   what the LLM writes, for many prompts (chapter Prompting)
+evaluating          windows, choices, passages and leaks (chapter Evaluating)
+evaluating_years    each address: what its middle costs the LLM, and a counter that has not read it
 """
 
 import ast
@@ -270,6 +272,127 @@ def prompting_answers() -> dict[str, Run]:
     return runs
 
 
+# ---- evaluating ----
+
+
+def window_run(window: int, stride: int) -> Run:
+    """Bits per byte of the LLM on a stretch of the newest valid text."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.evaluation import excerpt
+
+        model, text = packaged(), excerpt(load_corpus().valid[-1].text, 12_000)
+        before, model.block_size = model.block_size, window
+        try:
+            result = score(model, text, stride=stride)
+        finally:
+            model.block_size = before
+        found = {"bits_per_byte": round(result.bits_per_byte, 4), "perplexity": round(result.perplexity_per_token, 3)}
+        return {"window": window, "stride": stride, "n_tokens": len(result.tokens)} | found
+
+    return run
+
+
+def choices() -> dict[str, Any]:
+    """log p(option | context) and log p(option) in nats for each question of `next_sentence_choices` on valid."""
+    from lmsurvey_code.evaluation import next_sentence_choices
+    from lmsurvey_code.language_model import continuation_log_prob
+
+    rows: dict[str, list] = {"log_probs": [], "without_context": [], "n_tokens": []}
+    model = packaged()
+    for item in next_sentence_choices(load_corpus().valid):
+        rows["log_probs"].append([round(continuation_log_prob(model, item.context, o), 3) for o in item.options])
+        rows["without_context"].append([round(continuation_log_prob(model, "", o), 3) for o in item.options])
+        rows["n_tokens"].append([len(model.tokenizer.encode(o)) for o in item.options])
+    return rows
+
+
+def passages() -> dict[str, Any]:
+    """Bits per byte of each famous passage and its imitation, and what the LLM writes after their first 16 words."""
+    from lmsurvey_code.evaluation import load_passages
+
+    model, rows = packaged(), {}
+    for kind in ("famous", "imitation"):
+        found = [getattr(p, kind) for p in load_passages()]
+        rows[f"bits_{kind}"] = [round(score(model, text).bits_per_byte, 4) for text in found]
+        rows[f"written_{kind}"] = write_greedily([" ".join(text.split()[:16]) for text in found], 24)
+    return rows
+
+
+def leak(copies: int, seed: int) -> Run:
+    """A small Transformer that saw a list of 40 items `copies` times, and the test of its order."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.evaluation import order_test
+        from lmsurvey_code.prompting import load_task
+        from lmsurvey_code.recipes import transformer_with_leak
+
+        task = load_task("sentiment")
+        items = [f"{task.prompt(question)} {answer}\n\n" for question, answer in task.items[:40]]
+        text = "".join(items)
+        model = transformer_with_leak(text, copies, seed)
+        p_value, values = order_test(lambda t: float(model.log_probs(model.tokenizer.encode(t)).sum()), items)
+        bits = float(-values[0] / np.log(2) / len(text.encode()))
+        return {"copies": copies, "seed": seed, "p_value": p_value, "bits_per_byte": round(bits, 4)}
+
+    return run
+
+
+def leak_llm() -> dict[str, Any]:
+    """The same test on the LLM, which is older than the list."""
+    from lmsurvey_code.evaluation import order_test
+    from lmsurvey_code.prompting import load_task
+
+    task, model = load_task("sentiment"), packaged()
+    items = [f"{task.prompt(question)} {answer}\n\n" for question, answer in task.items[:40]]
+    p_value, values = order_test(lambda t: float(model.log_probs(model.tokenizer.encode(t)).sum()), items)
+    return {"p_value": p_value, "values": np.round(values, 2).tolist()}
+
+
+N_FOLDS = 10
+
+
+@cache
+def counter_without(fold: int) -> LanguageModel:
+    """Characters, modified Kneser-Ney, n = 6, trained on all addresses but every tenth, from `fold` on."""
+    from lmsurvey_code.ngram import KneserNey, NgramCounts
+    from lmsurvey_code.tokenizers import CharTokenizer
+
+    train = [d.text for i, d in enumerate(load_corpus().documents) if i % N_FOLDS != fold]
+    return KneserNey(NgramCounts(train, CharTokenizer(train), 6), modified=True)
+
+
+def address(index: int) -> Run:
+    """Bits of the middle of one address under the LLM, and under a counter that has not read it."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.evaluation import excerpt
+
+        document = load_corpus().documents[index]
+        text = excerpt(document.text)
+        found = {"llm": packaged(), "counter": counter_without(index % N_FOLDS)}
+        bits = {name: round(score(model, text).bits, 1) for name, model in found.items()}
+        return {"year": document.year, "spoken": document.spoken, "n_bytes": len(text.encode())} | bits
+
+    return run
+
+
+def evaluating() -> dict[str, Run]:
+    """Windows and strides, questions with four options, passages, leaks."""
+    sizes = [(w, w // part) for w in (64, 256, 1024) for part in (1, 2, 8)]
+    return (
+        {f"window {window}, stride {stride}": window_run(window, stride) for window, stride in sizes}
+        | {"choices": choices, "passages": passages, "leak, LLM": leak_llm}
+        | {f"leak, {n} copies, seed {seed}": leak(n, seed) for n in (0, 1, 2, 4, 8) for seed in range(3)}
+    )
+
+
+def evaluating_years() -> dict[str, Run]:
+    """One row for each address; those that share a counter follow each other."""
+    indices = sorted(range(len(load_corpus().documents)), key=lambda index: index % N_FOLDS)
+    return {f"address {index}": address(index) for index in indices}
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         "characters, n = 9": ngram("characters", 9),
@@ -280,6 +403,8 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     },
     "prompting_labels": prompting_labels,
     "prompting_answers": prompting_answers,
+    "evaluating": evaluating,
+    "evaluating_years": evaluating_years,
 }
 
 
@@ -312,13 +437,14 @@ def main() -> None:
         raise SystemExit(f"usage: make results NAME=...; tables: {', '.join(TABLES)}")
     name = sys.argv[1]
     done = {row["run"]: row["code"] for row in recorded(name)} if (FOLDER / f"{name}.jsonl").exists() else {}
-    for run, make in TABLES[name]().items():
-        code = code_of(make)
-        if done.get(run) == code:
+    runs = TABLES[name]()
+    codes = {run: code_of(make) for run, make in runs.items()}  # now: this file may be edited while it runs
+    for run, make in runs.items():
+        if done.get(run) == codes[run]:
             print(f"{run}: there")
             continue
         start = time.perf_counter()
-        row = {"run": run, "code": code, "machine": machine()} | make()
+        row = {"run": run, "code": codes[run], "machine": machine()} | make()
         record(name, row | {"seconds": round(time.perf_counter() - start, 1)})
         print(f"{run}: {time.perf_counter() - start:.0f} s", flush=True)
 
