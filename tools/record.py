@@ -15,6 +15,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import groupby, takewhile
 from typing import Any
@@ -48,26 +49,35 @@ def measured(model: LanguageModel) -> dict[str, Any]:
     }
 
 
-def ngram(unit: str, order: int) -> Run:
-    """Modified Kneser-Ney over "words" or "characters"."""
+def ngram(unit: str, order: int, share: float = 1.0) -> Run:
+    """Modified Kneser-Ney over "words" or "characters", counted in the newest `share` of the train bytes."""
 
     def run() -> dict[str, Any]:
         from lmsurvey_code.ngram import KneserNey, NgramCounts
         from lmsurvey_code.tokenizers import CharTokenizer, WordTokenizer
 
-        train = texts(load_corpus().train)
-        tokenizer = CharTokenizer(train) if unit == "characters" else WordTokenizer(train, min_count=2)
+        train = load_corpus().train
+        wanted, first = share * sum(d.n_bytes for d in train), len(train)
+        while first and sum(d.n_bytes for d in train[first:]) < wanted:
+            first -= 1
+        read = texts(train[first:])
+        tokenizer = CharTokenizer(read) if unit == "characters" else WordTokenizer(read, min_count=2)
         start = time.perf_counter()
-        counts = NgramCounts(train, tokenizer, order)
+        counts = NgramCounts(read, tokenizer, order)
         model = KneserNey(counts, modified=True)
-        fit = {"fit_seconds": round(time.perf_counter() - start, 1), "n_stored": sum(map(len, counts.keys))}
-        return fit | measured(model)
+        fit_seconds = time.perf_counter() - start
+        return {
+            "fit_seconds": round(fit_seconds, 1),
+            "n_stored": sum(map(len, counts.keys)),
+            "train_bytes": sum(d.n_bytes for d in train[first:]),
+            "operations": order * sum(len(tokenizer.encode(text)) for text in read),
+        } | measured(model)
 
     return run
 
 
-def small_network(kind: str) -> Run:
-    """The "LSTM" or the "Transformer" of the book, trained as its chapter does."""
+def small_network(kind: str, length: int = 1) -> Run:
+    """The "LSTM" or the "Transformer" of the book, trained as its chapter does, or `length` times as long."""
 
     def run() -> dict[str, Any]:
         from lmsurvey_code import recipes
@@ -78,30 +88,45 @@ def small_network(kind: str) -> Run:
         if kind == "LSTM":
             net, config, window = recipes.small_lstm(), recipes.LSTM_TRAINING, None
         else:
-            net, config, window = (
-                recipes.small_transformer(),
-                recipes.TRANSFORMER_TRAINING,
-                recipes.TRANSFORMER.block_size,
-            )
+            net, config = recipes.small_transformer(), recipes.TRANSFORMER_TRAINING
+            window = recipes.TRANSFORMER.block_size
+        config = replace(config, n_steps=length * config.n_steps)
+        tokens = join_documents(tokenizer, texts(corpus.train))
         start = time.perf_counter()
-        train(net, join_documents(tokenizer, texts(corpus.train)), config)
-        fit = {
-            "fit_seconds": round(time.perf_counter() - start, 1),
-            "n_params": sum(p.numel() for p in net.parameters()),
-            "n_train_tokens": config.n_steps * config.batch_size * config.block_size,
+        train(net, tokens, config)
+        fit_seconds = time.perf_counter() - start
+        n_params, n_tokens = (
+            sum(p.numel() for p in net.parameters()),
+            config.n_steps * config.batch_size * config.block_size,
+        )
+        return {
+            "fit_seconds": round(fit_seconds, 1),
+            "n_params": n_params,
+            "n_train_tokens": n_tokens,
+            "train_bytes": round(n_tokens * sum(d.n_bytes for d in corpus.train) / len(tokens)),
+            "operations": 6 * n_params * n_tokens,
             "seed": config.seed,
-        }
-        return fit | measured(NeuralLM(net, tokenizer, window))
+        } | measured(NeuralLM(net, tokenizer, window))
 
     return run
 
 
-def packaged_llm() -> dict[str, Any]:
-    """The LLM that comes with the book."""
+@cache
+def packaged() -> Any:
+    """The LLM that comes with the book, opened once."""
     from lmsurvey_code.llm import open_llm
 
-    model = open_llm("smollm2-135m", quiet=True)
-    return {"n_params": sum(p.numel() for p in model.net.parameters())} | measured(model)
+    return open_llm("smollm2-135m", quiet=True)
+
+
+def packaged_llm() -> dict[str, Any]:
+    """The LLM that comes with the book; how much it read is from the card of the model."""
+    model = packaged()
+    n_params, n_tokens = model.n_parameters, 2_000_000_000_000
+    text = load_corpus().test[0].text
+    bytes_per_token = len(text.encode()) / len(model.tokenizer.encode(text))
+    cost = {"train_bytes": round(n_tokens * bytes_per_token), "operations": 6 * n_params * n_tokens}
+    return {"n_params": n_params, "n_train_tokens": n_tokens} | cost | measured(model)
 
 
 # ---- prompting: 200 items a row; the demonstrations are in the row, so that a chapter can repeat it ----
@@ -118,14 +143,6 @@ WORDINGS = {
     "A or B": ("Review: {}\nIs this review\nA. positive\nB. negative\nAnswer:", (" A", " B")),
     "chat": ("CHAT Is this review positive or negative? Answer with one word.\n\n{}", ("Positive", "Negative")),
 }
-
-
-@cache
-def packaged() -> Any:
-    """The LLM that comes with the book, opened once."""
-    from lmsurvey_code.llm import open_llm
-
-    return open_llm("smollm2-135m", quiet=True)
 
 
 def label_margins(template: str, options: tuple[str, str], demonstrations: list) -> dict[str, Any]:
@@ -267,7 +284,7 @@ def prompting_answers() -> dict[str, Run]:
             for draw in range(2 if k else 1):
                 add(f"{name} k={k} draw={draw}", task, task.draw(k, draw), k=k, draw=draw)
     task, chat = addition(3, steps=True), {"n_terms": 3, "steps": False}
-    add("addition n=3, chat", task, [], "What is {}?|", 24, **chat)
+    add("addition n=3, chat", task, [], "What is {}?|", 48, **chat)
     add("addition n=3, chat, step by step", task, [], "What is {}?|Let's think step by step.", 48, **chat)
     return runs
 
@@ -395,10 +412,12 @@ def evaluating_years() -> dict[str, Run]:
 
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
-        "characters, n = 9": ngram("characters", 9),
-        "words, n = 4": ngram("words", 4),
+        **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9)},
+        **{f"words, n = {n}": ngram("words", n) for n in (1, 2, 4)},
+        **{f"words, n = 4, newest {share:.0%}": ngram("words", 4, share) for share in (0.01, 0.1, 0.3)},
         "LSTM": small_network("LSTM"),
         "Transformer": small_network("Transformer"),
+        **{f"Transformer, {n} times as long": small_network("Transformer", n) for n in (3, 10)},
         "SmolLM2-135M-Instruct": packaged_llm,
     },
     "prompting_labels": prompting_labels,
