@@ -113,7 +113,8 @@ def next_sentence_choices(documents: Sequence[Document], n_per_document: int = 4
 
 def excerpt(text: str, n_chars: int = 2000) -> str:
     """About `n_chars` from the middle of a text, from the beginning of a paragraph to the end of a word."""
-    start = text.find("\n\n", len(text) // 2 - n_chars // 2) + 2
+    mark = text.find("\n\n", max(0, (len(text) - n_chars) // 2))
+    start = mark + 2 if mark >= 0 else 0
     return text[start : start + n_chars].rpartition(" ")[0]
 
 

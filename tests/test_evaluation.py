@@ -1,11 +1,22 @@
-"""Scores and intervals: paragraphs add up, the bootstrap covers, bad input is refused."""
+"""Scores, intervals, questions and the test for a leak: what adds up, what covers, what is refused."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from lmsurvey_code.evaluation import bits_per_byte_interval, bootstrap_interval, mean_interval, paragraph_costs
+from lmsurvey_code.corpus import load_corpus
+from lmsurvey_code.evaluation import (
+    bits_per_byte_interval,
+    bootstrap_interval,
+    excerpt,
+    load_passages,
+    mean_interval,
+    next_sentence_choices,
+    order_test,
+    paragraph_costs,
+)
 from lmsurvey_code.language_model import continuation_log_prob, score, score_documents
 from lmsurvey_code.ngram import KneserNey, NgramCounts
 from lmsurvey_code.tokenizers import ByteTokenizer, WordTokenizer, train_bpe
@@ -116,3 +127,81 @@ def test_lossy_tokenizer_is_refused():
 
     with pytest.raises(ValueError, match="does not give this text back"):
         score(Model(), "Upper")
+
+
+def test_the_right_option_is_the_next_sentence_of_the_text():
+    documents = load_corpus().valid[:2]
+    choices = next_sentence_choices(documents, n_per_document=20)
+    assert len(choices) == 40
+    plain = {d.year: " ".join(d.text.split()) for d in documents}
+    found = 0
+    for choice in choices:
+        right = choice.options[choice.answer]
+        assert len(set(choice.options)) == 4
+        assert all(option.startswith(" ") and 41 <= len(option) <= 201 for option in choice.options)
+        found += " ".join(f"{choice.context}{right}".split()) in plain[choice.year]  # where no mark was taken out
+        assert not any(f"{choice.context}{o}" in plain[choice.year] for o in choice.options if o != right)
+    assert found > 30
+    assert {choice.answer for choice in choices} == {0, 1, 2, 3}
+    assert next_sentence_choices(documents, 20) == choices != next_sentence_choices(documents, 20, seed=1)
+
+
+def test_an_excerpt_is_whole_words_from_the_middle():
+    text = "\n\n".join(f"Paragraph {i} has some words in it." for i in range(400))
+    piece = excerpt(text, 500)
+    assert piece.startswith("Paragraph ")
+    assert piece in text
+    assert 450 < len(piece) <= 500
+    assert text.index(piece) > 0.4 * len(text)
+    assert not piece.endswith(" ")
+    assert excerpt("One short paragraph.", 500) == "One short"
+
+
+def test_passages_are_as_long_as_their_imitations_and_share_no_run_of_four_words():
+    passages = load_passages()
+    assert len(passages) == 24
+    for p in passages:
+        n_famous, n_new = len(p.famous.split()), len(p.imitation.split())
+        assert 45 <= n_famous <= 75
+        assert abs(n_new / n_famous - 1) < 0.16
+        runs = [
+            {tuple(t.lower().split()[i : i + 4]) for i in range(len(t.split()) - 3)} for t in (p.famous, p.imitation)
+        ]
+        assert not runs[0] & runs[1]
+
+
+ITEMS = [f"item {i}\n" for i in range(12)]
+
+
+def test_a_model_without_the_list_gives_every_p_value_equally_often():
+    # For a score that knows nothing of the published order, p <= 0.1 must happen in about a tenth of the cases.
+    p_values = []
+    for trial in range(300):
+        weights = np.random.default_rng(trial).normal(size=(12, 12))
+
+        def likes_its_own_pairs(text, weights=weights):
+            order = [int(line.split()[1]) for line in text.splitlines()]
+            return sum(weights[a, b] for a, b in pairwise(order))
+
+        p_values.append(order_test(likes_its_own_pairs, ITEMS, n_shuffles=19, seed=trial)[0])
+    assert 0.06 < np.mean(np.array(p_values) <= 0.1) < 0.15
+    assert min(p_values) == pytest.approx(1 / 20)
+
+
+def test_a_model_that_knows_the_list_is_found():
+    def counts_published_pairs(text):
+        order = [int(line.split()[1]) for line in text.splitlines()]
+        return float(sum(b == a + 1 for a, b in pairwise(order)))
+
+    p_value, values = order_test(counts_published_pairs, ITEMS)
+    assert p_value == pytest.approx(1 / 100)
+    assert values.shape == (100,)
+    assert values[0] == 11
+    # a score that prefers no order: all 100 are as good as the published one
+    assert order_test(lambda text: 0.0, ITEMS)[0] == 1
+
+
+def test_bad_lists_are_refused():
+    for items, n in ((["one"], 9), (ITEMS, 0)):
+        with pytest.raises(ValueError, match="allowed: 2 or more, 1 or more"):
+            order_test(len, items, n_shuffles=n)

@@ -124,6 +124,7 @@ def retag(text: str, *tags: str) -> Callable[[NotebookNode], None]:
     return lambda nb: cell_with(nb, text).metadata.update(tags=list(tags))
 
 
+EXPORT = "exported_figures_are_there"
 FAULTS = {
     "a cell never ran": (never_run, "ran_in_order"),
     "code changed": (edit("x = 2.5", "x = 2.75", restamp=False), "is_up_to_date"),
@@ -161,6 +162,7 @@ FAULTS = {
     "stub solved": (edit("return None", "return 2 * x"), "solved_exercises"),
     "no check after the solution": (edit("2 * x\n\n\ncheck_double(double)", "2 * x"), "solved_exercises"),
     "solution not folded": (retag("return 2 * x", "solution"), "solved_exercises"),
+    "figure not exported": (lambda nb: cell_with(nb, "plt.show").metadata.update(lmsurvey={"export": "a.svg"}), EXPORT),
     "large file": (lambda nb: nb.metadata.update(filler="x" * 600_001), "small_file"),
 }
 
@@ -184,14 +186,17 @@ def test_each_rule_is_tried_with_a_fault() -> None:
 def package(tmp_path: Path) -> Path:
     """A package like lmsurvey_code: a imports b inside a function; b reads recorded results; c stands alone."""
     folder = tmp_path / "lmsurvey_code"
-    (folder / "data" / "results").mkdir(parents=True)
+    for name in ("results", "tasks"):
+        (folder / "data" / name).mkdir(parents=True)
     files = {
         "__init__.py": "",
         "a.py": '"""A."""\ndef f():\n    """Do."""\n    from .b import g\n    return g()\n',
-        "b.py": "from lmsurvey_code.results import recorded\ndef g():\n    return recorded('runs')\n",
+        "b.py": "from lmsurvey_code.results import recorded\nTASKS = 'tasks'\ndef g():\n    return recorded('runs')\n",
         "results.py": "def recorded(name): ...\n",
         "c.py": "N = 1\n",
         "data/results/runs.csv": "seed,bits\n0,1.9\n",
+        "data/tasks/sums.tsv": "1 + 1\t2\n",
+        "data/other.tsv": "\n",
     }
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -209,6 +214,8 @@ def package(tmp_path: Path) -> Path:
         ("a.py", "def f():\n    from .b import g\n    return g() + 1\n", True),
         ("b.py", "def g():\n    return 2\n", True),
         ("data/results/runs.csv", "seed,bits\n0,1.8\n", True),
+        ("data/tasks/sums.tsv", "1 + 1\t3\n", True),
+        ("data/other.tsv", "not named\n", False),
         ("c.py", "N = 2\n", False),
     ],
 )

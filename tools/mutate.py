@@ -82,6 +82,33 @@ bootstrap: interval too narrow | evaluation.py | evaluation
 - [(1 - level) / 2, (1 + level) / 2]
 + [1 - level, level]
 
+prompting: a demonstration is asked | prompting.py | prompting
+- tuple(pairs[n:])
++ tuple(pairs[n - 1 :])
+
+prompting: the prompt ends with a space | prompting.py | prompting
+- {question}\n{self.answer_mark}:"
++ {question}\n{self.answer_mark}: "
+
+choices: the right option is another | evaluation.py | evaluation
+- order.index(0)
++ order[0]
+
+order test: ties count for the model | evaluation.py | evaluation
+- np.mean(values >= values[0])
++ np.mean(values > values[0])
+
+conformance: a model that is on no list | sampling.py | conformance
+- def normalize(
++ class Model:
++     def next_log_probs(self): ...
++     def log_probs(self): ...
++ def normalize(
+
+figures: the intro shows an old chart | tools/rules.py | tools_notebooks -k fault
+- if not svg or not file.exists() or
++ if svg and
+
 neural: no start token | neural.py | neural
 - inputs = [self.start_token, *targets[:-1]]
 + inputs = [0, *targets[:-1]]
@@ -91,8 +118,16 @@ neural: another default stride | neural.py | neural
 + stride = window if stride is None
 
 neural: log-softmax in bfloat16 | neural.py | neural
-- logits.float().transpose
-+ logits.transpose
+- return logits.float().log_softmax
++ return logits.log_softmax
+
+neural: state of another context | neural.py | neural
+- state = self.net.crop(old_state, known)
++ state = old_state
+
+neural: the context is scored with the answer | neural.py | neural
+- return logits[0, first - known :]
++ return logits[0, -(len(inputs) - first) - 1 :]
 
 neural: dropout stays on | neural.py | neural
 -     net.eval()

@@ -159,6 +159,8 @@ def refresh_one(path: Path) -> str:
     for cell, texts in zip(nb.cells, values, strict=True):
         if cell.cell_type == "markdown":
             cell.source = stamps.write_stamps(cell.source, iter(texts), named)
+    for name, svg in rules.exported(nb):
+        (BOOK / "_static" / name).write_text(svg, encoding="utf-8")
     changed = "changed" if write(nb, path) else "unchanged"
     return f"{path.stem}: {peak.seconds:.0f} s, {peak.mb:,.0f} MB, {changed}"
 

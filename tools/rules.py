@@ -232,6 +232,23 @@ def good_figures(nb: NotebookNode, path: Path) -> Iterator[str]:
                 yield f"code cell {number}: a cell with a figure ends with plt.show()"
 
 
+def exported(nb: NotebookNode) -> Iterator[tuple[str, str]]:
+    """File name and SVG of each figure that a page outside the notebook shows too (`lmsurvey: {"export": NAME}`)."""
+    for cell in code_cells(nb):
+        if name := cell.metadata.get("lmsurvey", {}).get("export"):
+            yield (
+                name,
+                next((o.data["image/svg+xml"] for o in cell.outputs if "image/svg+xml" in o.get("data", {})), ""),
+            )
+
+
+def exported_figures_are_there(nb: NotebookNode, path: Path) -> Iterator[str]:
+    for name, svg in exported(nb):
+        file = path.parent / "_static" / name
+        if not svg or not file.exists() or file.read_text(encoding="utf-8") != svg:
+            yield f"_static/{name} is not the figure that the notebook stores: run `make refresh CHAPTER={path.stem}`"
+
+
 def solved_exercises(nb: NotebookNode, path: Path) -> Iterator[str]:
     cells = code_cells(nb)
     solutions = [n for n, c in enumerate(cells) if "solution" in source_tags(c)]
@@ -264,6 +281,7 @@ def small_file(nb: NotebookNode, path: Path) -> Iterator[str]:
 
 _ALL = (ran_in_order, is_up_to_date, same_metadata, clean_outputs, small_cells, made_cells, portable_markdown)
 _ALL += (well_formed_stamps, no_typed_decimals, ignored_cells_are_asserted, good_figures, solved_exercises, small_file)
+_ALL += (exported_figures_are_there,)
 RULES = {rule.__name__: rule for rule in _ALL}
 
 

@@ -63,6 +63,14 @@ def results_in(tree: ast.AST) -> Iterator[str]:
                 yield str(node.args[0].value)
 
 
+def data_in(tree: ast.AST, package: Path) -> Iterator[Path]:
+    """The files in the package's data folder that the code names, and all files of a folder that it names."""
+    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    for entry in (package / "data").glob("*"):
+        if entry.name in names and entry.name != "results":  # each recorded table counts for itself
+            yield from entry.rglob("*.*") if entry.is_dir() else [entry]
+
+
 def code_hash(nb: NotebookNode, package: Path = PACKAGE) -> str:
     """Hash of all that decides the outputs of a notebook, but for the address in its first cell."""
     cells = [parse_cell(c.source) for c in nb.cells if c.cell_type == "code" and "setup" not in source_tags(c)]
@@ -76,9 +84,11 @@ def code_hash(nb: NotebookNode, package: Path = PACKAGE) -> str:
     digest = hashlib.sha256(repr(stamps).encode())
     for name in sorted(trees):
         digest.update(f"\0{name}\0{canonical(trees[name])}".encode())
-    for name in sorted({name for tree in trees.values() for name in results_in(tree)}):
-        for path in sorted((package / "data" / "results").glob(f"{name}.*")):
-            digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
+    files = {path for tree in trees.values() for path in data_in(tree, package)}
+    for name in {name for tree in trees.values() for name in results_in(tree)}:
+        files |= set((package / "data" / "results").glob(f"{name}.*"))
+    for path in sorted(files):
+        digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
