@@ -76,8 +76,8 @@ def ngram(unit: str, order: int, share: float = 1.0) -> Run:
     return run
 
 
-def small_network(kind: str, length: int = 1) -> Run:
-    """The "LSTM" or the "Transformer" of the book, trained as its chapter does, or `length` times as long."""
+def small_network(kind: str, length: int = 1, recency: float | None = None) -> Run:
+    """The "LSTM" or the "Transformer" of the book, trained as its chapter does; or longer, or on other windows."""
 
     def run() -> dict[str, Any]:
         from lmsurvey_code import recipes
@@ -91,6 +91,8 @@ def small_network(kind: str, length: int = 1) -> Run:
             net, config = recipes.small_transformer(), recipes.TRANSFORMER_TRAINING
             window = recipes.TRANSFORMER.block_size
         config = replace(config, n_steps=length * config.n_steps)
+        if recency is not None:
+            config = replace(config, recency=recency)
         tokens = join_documents(tokenizer, texts(corpus.train))
         start = time.perf_counter()
         train(net, tokens, config)
@@ -418,6 +420,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
         "LSTM": small_network("LSTM"),
         "Transformer": small_network("Transformer"),
         **{f"Transformer, {n} times as long": small_network("Transformer", n) for n in (3, 10)},
+        "Transformer, 6 times, more old texts": small_network("Transformer", 6, recency=2.0),
         "SmolLM2-135M-Instruct": packaged_llm,
     },
     "prompting_labels": prompting_labels,
