@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import pkgutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ import torch
 from torch import nn
 
 import lmsurvey_code
+from lmsurvey_code.arpa import load_arpa, save_arpa
 from lmsurvey_code.language_model import LanguageModel, TextGenerator, score
 from lmsurvey_code.llm import LLM
 from lmsurvey_code.neural import NeuralLM
-from lmsurvey_code.ngram import AddK, KneserNey, NgramCounts
+from lmsurvey_code.ngram import AbsoluteDiscounting, AddK, BackoffLM, Katz, KneserNey, NgramCounts, WittenBell
 from lmsurvey_code.recurrent import RecurrentLM
 from lmsurvey_code.sampling import generate
 from lmsurvey_code.tokenizers import ByteTokenizer, WordTokenizer
@@ -73,10 +76,23 @@ def tiny_llm() -> LLM:
     return LLM(LlamaForCausalLM(config), HFTokenizer(hf_tokenizer, 258), "tiny", None, "cpu")
 
 
+def from_a_file() -> BackoffLM:
+    """A model that was written to an ARPA file and read again."""
+    tokenizer = WordTokenizer(TRAIN)
+    with tempfile.TemporaryDirectory() as folder:
+        save_arpa(KneserNey(NgramCounts(TRAIN, tokenizer, 3)), Path(folder, "model.arpa"))
+        return load_arpa(Path(folder, "model.arpa"), tokenizer)
+
+
 MODELS = {
+    "BackoffLM, from a file": from_a_file,
     "AddK": lambda: AddK(NgramCounts(TRAIN, WordTokenizer(TRAIN), 3), k=0.1),
     "KneserNey": lambda: KneserNey(NgramCounts(TRAIN, WordTokenizer(TRAIN), 3)),
     "KneserNey, modified": lambda: KneserNey(NgramCounts(TRAIN, ByteTokenizer(), 4), modified=True),
+    "KneserNey, pruned": lambda: KneserNey(NgramCounts(TRAIN, WordTokenizer(TRAIN), 3), prune=(0, 0, 1)),
+    "AbsoluteDiscounting": lambda: AbsoluteDiscounting(NgramCounts(TRAIN, WordTokenizer(TRAIN), 3)),
+    "WittenBell": lambda: WittenBell(NgramCounts(TRAIN, WordTokenizer(TRAIN), 3)),
+    "Katz": lambda: Katz(NgramCounts(TRAIN, ByteTokenizer(), 4)),
     "NeuralLM, Transformer": lambda: NeuralLM(network("transformer"), ByteTokenizer(), 16),
     "NeuralLM, LSTM": lambda: NeuralLM(network("lstm"), ByteTokenizer(), None),
     "NeuralLM, GRU": lambda: NeuralLM(network("gru"), ByteTokenizer(), None),

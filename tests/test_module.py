@@ -37,7 +37,7 @@ def test_lines_of_code_counts_no_docstring_comment_or_blank(tmp_path):
 def test_the_module_is_thin():
     lines = {path.name: lines_of_code(path) for path in FILES}
     assert max(lines.values()) <= 300, lines
-    assert sum(lines.values()) <= 1800, sum(lines.values())
+    assert sum(lines.values()) <= 3000, sum(lines.values())
 
 
 def test_no_circle_of_imports():
@@ -47,7 +47,7 @@ def test_no_circle_of_imports():
     assert needs == {}
 
 
-@pytest.mark.parametrize("name", ["lmsurvey_code", "lmsurvey_code.sampling"])
+@pytest.mark.parametrize("name", ["lmsurvey_code", "lmsurvey_code.sampling", "lmsurvey_code.arpa"])
 def test_counting_loads_no_torch(name):
     code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0

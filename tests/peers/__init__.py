@@ -1,0 +1,1 @@
+"""Values that other programs gave, and the scripts that asked them."""
