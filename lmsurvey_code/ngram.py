@@ -157,7 +157,7 @@ class NgramCounts(NgramTree):
 
 def _number(keys: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The distinct keys (below `size`) in sorted order, and the place of each key among them."""
-    if size > 16 * len(keys):
+    if size > 8 * len(keys):
         distinct, number = np.unique(keys, return_inverse=True)
         return distinct.astype(np.int64), number
     occurs = np.zeros(size, dtype=bool)  # few possible values: mark those that occur, which needs no sorting

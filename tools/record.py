@@ -414,9 +414,11 @@ def evaluating_years() -> dict[str, Run]:
 
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
-        **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9)},
-        **{f"words, n = {n}": ngram("words", n) for n in (1, 2, 4)},
+        **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
+        **{f"words, n = {n}": ngram("words", n) for n in (1, 2, 4, 5)},
         **{f"words, n = 4, newest {share:.0%}": ngram("words", 4, share) for share in (0.01, 0.1, 0.3)},
+        "words, n = 5, newest 30%": ngram("words", 5, 0.3),
+        "characters, n = 12, newest 30%": ngram("characters", 12, 0.3),
         "LSTM": small_network("LSTM"),
         "Transformer": small_network("Transformer"),
         **{f"Transformer, {n} times as long": small_network("Transformer", n) for n in (3, 10)},
