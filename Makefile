@@ -7,7 +7,7 @@ CHAPTER ?=
 NAME ?=
 PORT ?= 8000
 
-.PHONY: help book serve test test-fast test-portable test-site lint refresh results mutate lab wheel release \
+.PHONY: help book serve test test-fast test-portable test-site lint refresh results bench mutate lab wheel release \
         constraints clean env book-env
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
@@ -46,6 +46,10 @@ refresh: env ## re-execute the notebooks whose code changed (CHAPTER=counting: t
 results: env ## record the runs that take long, and resume where they stopped (NAME=...)
 	@test -n "$(NAME)" || { echo "which one? make results NAME=..."; exit 1; }
 	@$(PY) tools/record.py $(NAME)
+
+bench: env ## time the book's code beside the field's tools, which it installs (NAME=ngram: one file of benchmarks/)
+	@$(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[peers]"
+	@$(PY) -m benchmarks $(NAME)
 
 mutate: env ## break the code in small ways, one at a time; every break must make a test fail
 	@$(PY) tools/mutate.py

