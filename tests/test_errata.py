@@ -31,7 +31,7 @@ def test_a_search_finds_the_derived_sizes():
     n = np.geomspace(1e8, 1e14, 600_001)
     best = n[np.argmin(loss(n, COMPUTE / 6 / n))]
     assert best == pytest.approx(sizes(BETA / (ALPHA + BETA))[0], rel=1e-3)
-    assert best != pytest.approx(sizes(ALPHA / (ALPHA + BETA))[0], rel=1)
+    assert sizes(ALPHA / (ALPHA + BETA))[0] > 100 * best  # what is printed
 
 
 @pytest.mark.parametrize("a", [BETA / (ALPHA + BETA), ALPHA / (ALPHA + BETA)])

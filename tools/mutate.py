@@ -47,24 +47,44 @@ continuation: the border is not checked | language_model.py | evaluation
 + :
 
 add-k: k counted once | ngram.py | ngram
-- total = c.sum() + k * size
-+ total = c.sum() + k
+- total = total + self.k * size
++ total = total + self.k
 
-Kneser-Ney: counts for continuations | ngram.py | ngram
-- c = counts.counts[k - 1] if k == self.order else counts.continuations[k - 1]
-+ c = counts.counts[k - 1]
+Kneser-Ney: counts for neighbours | ngram.py | ngram
+- c = [counts.neighbours(k) for k in range(1, order)]
++ c = [counts.counts[k - 1] for k in range(1, order)]
 
-Kneser-Ney: mass not handed down | ngram.py | ngram
-- (kept + freed * p)
-+ (kept + p)
+Kneser-Ney: neighbours of the start | ngram.py | ngram
+- left[first:] = self.counts[k - 1][first:]
++ pass
 
 Kneser-Ney: another discount | ngram.py | ngram
-- y = n1 / (n1 + 2 * n2)
-+ y = n1 / (n1 + n2)
+- y = n[0] / (n[0] + 2 * n[1])
++ y = n[0] / (n[0] + n[1])
 
-n-gram: start symbol predicted | ngram.py | ngram
-- (keys & self.mask(1)) != self.start
-+ keys >= 0
+n-gram: start mark predicted | ngram.py | ngram
+- p[counts.start] = 0
++ pass
+
+n-gram: texts run together | ngram.py | ngram
+- begins = begins[:-1] & (stream[k - 1 :] != size)
++ begins = begins[:-1]
+
+Katz: the seen words share in the rest | ngram.py | ngram
+- left / total / (1 - seen_below)
++ left / total
+
+pruning: what was pruned is lost | ngram.py | ngram
+- freed_k = np.where(stays, freed_k, c_k)
++ pass
+
+back-off: the weight of the context is forgotten | ngram.py | ngram
+- out += self.backoffs[k - 2][context]
++ pass
+
+ARPA: log10 taken for nats | arpa.py | arpa
+- values.reshape(-1, 2) * math.log(10)
++ values.reshape(-1, 2)
 
 sampling: top-p stops too early | sampling.py | sampling
 - order[before < top_p]
