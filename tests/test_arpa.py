@@ -32,6 +32,7 @@ def test_a_model_comes_back(name, smooth, tmp_path):
     text = "The bridge of 2 lamps, 언어!"
     np.testing.assert_allclose(score(model, text).log_probs, score(again, text).log_probs, atol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == ["m.arpa"]
+    assert "\n-99\t<s>\t" in (tmp_path / "m.arpa").read_text(encoding="utf-8")  # given, never predicted
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -62,7 +62,7 @@ Kneser-Ney: another discount | ngram.py | ngram
 - y = n[0] / (n[0] + 2 * n[1])
 + y = n[0] / (n[0] + n[1])
 
-n-gram: start mark predicted | ngram.py | ngram
+n-gram: start mark predicted | ngram.py | arpa
 - p[counts.start] = 0
 + pass
 
