@@ -53,9 +53,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             ours, peer = (f"{number(row[who])} {row['unit']}" for who in ("ours", "peer"))
             lines.append(f"| {row['name']} | {ours} | {peer} | {number(row['ratio'])} | {row['peer_name']} |")
     machines = "; ".join(dict.fromkeys(f"{row['machine']}, {row['date']}" for row in rows))
-    return "\n".join(
-        [*lines, "", f"Measured on: {machines}. Medians, ours and the peer in turn."]
-    )
+    return "\n".join([*lines, "", f"Measured on: {machines}. Medians, ours and the peer in turn."])
 
 
 def main(names: list[str]) -> None:

@@ -229,7 +229,8 @@ class BackoffLM(NgramTree):
         self, tokenizer: Tokenizer, keys: list[np.ndarray], entries: list[np.ndarray], backoffs: list[np.ndarray]
     ) -> None:
         super().__init__(tokenizer, keys)
-        self.entries, self.backoffs = entries, backoffs
+        self.entries = [np.append(entries[0][: self.start], -np.inf), *entries[1:]]  # the start mark is never predicted
+        self.backoffs = backoffs
 
     def next_log_probs(self, tokens: Sequence[int]) -> np.ndarray:
         """log p(next token | tokens) in nats, shape (vocab_size,)."""
@@ -325,9 +326,14 @@ class Katz(BackoffLM):
     Args:
         counts, order: see `KneserNey`.
         max_count: the highest count that is discounted; Katz took 5.
+
+    Raises:
+        ValueError: `max_count` is negative, or `order` is not in 1..counts.order.
     """
 
     def __init__(self, counts: NgramCounts, order: int | None = None, *, max_count: int = 5) -> None:
+        if max_count < 0:
+            raise ValueError(f"max_count: {max_count}; allowed: 0 or more")
         entries, backoffs, p = [], [], np.full(1, 1 / counts.start)
         self.ratios: list[np.ndarray] = []  # per order: d_r for r = 0..max_count, then 1 for all above
         for k in range(1, counts.check_order(order) + 1):
@@ -396,7 +402,10 @@ def _discounts_or_estimate(
         return [estimate_discounts(c_k, modified) for c_k in c]
     if np.shape(discounts) != (len(c), 4):
         raise ValueError(f"discounts: shape {np.shape(discounts)}; allowed: 4 numbers for each of {len(c)} orders")
-    return [np.asarray(d, dtype=float) for d in discounts]
+    given = [np.asarray(d, dtype=float) for d in discounts]
+    if not all(np.all((d >= 0) & (d <= np.arange(4))) for d in given):
+        raise ValueError(f"discounts: {discounts}; allowed: 0, then from 0 up to the count itself: 1, 2, 3")
+    return given
 
 
 def _interpolate(
@@ -415,8 +424,6 @@ def _interpolate(
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(total > 0, counts.sums(k, freed_k) / total, 1)  # nothing follows: all is handed down
             p = (c_k - freed_k) / total[prefixes] + share[prefixes] * p[counts.suffixes[k - 1]]
-            if k == 1:
-                p[counts.start] = 0  # the start mark is never predicted
             entries.append(np.log(p)[stays])
             backoffs.append(np.log(share)[stayed])
         # What was pruned leaves gaps in the numbering: close them.

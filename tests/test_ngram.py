@@ -321,6 +321,8 @@ AB = NgramCounts(["ab"], ByteTokenizer(), 2)
         (lambda: AddK(AB, -1), "k: -1; allowed: 0 or more"),
         (lambda: KneserNey(AB, 3), "order: 3; allowed: 1 to 2"),
         (lambda: KneserNey(AB, discounts=[[0, 0.5]]), r"discounts: shape \(1, 2\); allowed: 4 numbers for each of 2"),
+        (lambda: KneserNey(AB, discounts=[[0, 2, 2, 2]] * 2), "allowed: 0, then from 0 up to the count"),
+        (lambda: Katz(AB, max_count=-1), "max_count: -1; allowed: 0 or more"),
         (lambda: KneserNey(AB, prune=(1, 1)), r"prune: \(1, 1\); allowed: 0 for order 1"),
         (lambda: KneserNey(AB, prune=(0, 1, 1)), "prune: .* for 2 orders"),
         (lambda: KneserNey(AB).log_probs([999]), "tokens: 999 to 999; allowed"),

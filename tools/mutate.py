@@ -63,8 +63,8 @@ Kneser-Ney: another discount | ngram.py | ngram
 + y = n[0] / (n[0] + n[1])
 
 n-gram: start mark predicted | ngram.py | arpa
-- p[counts.start] = 0
-+ pass
+- [np.append(entries[0][: self.start], -np.inf), *entries[1:]]
++ entries
 
 n-gram: texts run together | ngram.py | ngram
 - begins = begins[:-1] & (stream[k - 1 :] != size)

@@ -61,7 +61,9 @@ def main(folder: Path, extras: list[str]) -> None:
             sys.exit(f"{folder}: the set-up failed (see above); run the same command again to start afresh")
     for package in OPTIONAL if "dev" in extras else []:
         if subprocess.run([*pip, package], capture_output=True).returncode:
-            print(f"{folder}: {package} could not be built (is there a C++ compiler?); the tests that ask it are skipped")
+            print(
+                f"{folder}: {package} could not be built (is there a C++ compiler?); the tests that ask it are skipped"
+            )
     stamp.write_text(key(extras), encoding="utf-8")
 
 
