@@ -4,7 +4,8 @@ Used by every chapter. All four share one interface, and all are lossless: `deco
 string. There is no `<unk>`. What a vocabulary lacks is spelled in bytes, and the model pays for the spelling.
 The vocabulary of a pre-trained LLM stands behind the same interface.
 
-Not here: WordPiece and the unigram tokenizer.
+Not here: WordPiece and the unigram tokenizer, which the chapter *Tokens* writes out.
+Merges and encodings of BPE are those of the library `tokenizers`, given the same pieces.
 BPE follows Sennrich, Haddow & Birch (2016), on bytes as in GPT-2 (Radford et al. 2019).
 """
 

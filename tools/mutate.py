@@ -32,6 +32,19 @@ tokenizers: no end of spelling | tokenizers.py | tokenizers
 - tokens.append(self.END_OF_SPELLING)
 + pass
 
+tokenizers: BPE takes an old count | tokenizers.py | tokenizers
+- while heap and -heap[0][0] != counts[heap[0][1]]:
++ while False:
+
+tokenizers: BPE forgets where a pair is new | tokenizers.py | tokenizers
+- changed[new] += freqs[i]
+-                 where[new].add(i)
++ changed[new] += freqs[i]
+
+vocabulary: the embedding is not counted | vocabulary.py | vocabulary
+- for p in Transformer(config).parameters())
++ for p in Transformer(config).blocks.parameters())
+
 score: a lossy tokenizer passes | language_model.py | evaluation
 - if model.tokenizer.decode(tokens) != text:
 + if False:

@@ -7,6 +7,7 @@ prompting_labels    how sure the LLM is of each of two labels, for many prompts 
 prompting_answers   what the LLM writes, for many prompts (chapter Prompting)
 evaluating          windows, choices, passages and leaks (chapter Evaluating)
 evaluating_years    each address: what its middle costs the LLM, and a counter that has not read it
+tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 """
 
 import ast
@@ -412,6 +413,42 @@ def evaluating_years() -> dict[str, Run]:
     return {f"address {index}": address(index) for index in indices}
 
 
+# ---- tokens ----
+
+
+@cache
+def largest_bpe() -> Any:
+    """BPE with 16,384 tokens from the train texts: the smaller vocabularies are its first tokens."""
+    from lmsurvey_code.tokenizers import train_bpe
+
+    return train_bpe(texts(load_corpus().train), 16_384)
+
+
+def vocabulary(size: int, operations: float, seed: int, window: int = 128) -> Run:
+    """The small Transformer with `size` tokens, trained with about `operations` operations."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.tokenizers import BPETokenizer
+        from lmsurvey_code.vocabulary import train_and_score
+
+        tokenizer = BPETokenizer(largest_bpe().merges[: size - 256])
+        found = train_and_score(tokenizer, operations, window=window, seed=seed)
+        return {"budget": operations} | found
+
+    return run
+
+
+def tokens() -> dict[str, Run]:
+    """Seven vocabularies at two budgets, the best ones with more seeds; and bytes with a window of as many bytes."""
+    sizes, best = (256, 512, 1024, 2048, 4096, 8192, 16_384), (1024, 2048, 4096, 8192)
+    runs: dict[str, Run] = {}
+    for budget, repeated in ((6e11, sizes), (24e11, best)):
+        for size, seed in [(size, 0) for size in sizes] + [(size, seed) for seed in (1, 2) for size in repeated]:
+            runs[f"{budget:.1e}, {size} tokens, seed {seed}"] = vocabulary(size, budget, seed)
+        runs[f"{budget:.1e}, 256 tokens, window 512, seed 0"] = vocabulary(256, budget, 0, window=512)
+    return runs
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -429,6 +466,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "prompting_answers": prompting_answers,
     "evaluating": evaluating,
     "evaluating_years": evaluating_years,
+    "tokens": tokens,
 }
 
 
