@@ -9,6 +9,8 @@ Not here: the binary formats of the two programs, and classes of words.
 import gzip
 import math
 import os
+import re
+import zlib
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -44,7 +46,7 @@ class SpacedTokenizer:
     def encode(self, text: str) -> list[int]:
         """The words of each line, and `</s>` for each line end."""
         unknown = self._id[UNKNOWN]
-        return [self._id.get(word, unknown) for word in text.replace("\n", f" {END} ").split()]
+        return [self._id.get(word, unknown) for word in _words(text.replace("\n", f" {END} "))]
 
     def token_bytes(self, token: int) -> bytes:
         """The word after a space, or a line end."""
@@ -55,6 +57,11 @@ class SpacedTokenizer:
         """Inverse of `encode` for known words."""
         text = b"".join([self.token_bytes(token) for token in tokens]).decode("utf-8")
         return text.replace("\n ", "\n").removeprefix(" ")
+
+
+def _words(text: str) -> list[str]:
+    """What stands between spaces and tabs. Other white space, such as a no-break space, is a part of a word."""
+    return [word for word in text.replace("\t", " ").replace("\r", " ").split(" ") if word]
 
 
 def token_names(tokenizer: Tokenizer) -> list[str]:
@@ -68,6 +75,8 @@ def token_names(tokenizer: Tokenizer) -> list[str]:
     ['<97>', 'a']
     """
     if isinstance(tokenizer, SpacedTokenizer):
+        if START in tokenizer.words:
+            raise ValueError(f"tokenizer: {START} is one of its words; in a file it is the mark before each text")
         return tokenizer.words
     own = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
@@ -129,69 +138,71 @@ def load_arpa(path: str | Path, tokenizer: Tokenizer | None = None) -> BackoffLM
     if not path.exists():
         raise FileNotFoundError(f"path: {path} does not exist; give an ARPA file, such as lmplz or save_arpa writes")
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             return _read(file, tokenizer)
-    except (ValueError, EOFError, gzip.BadGzipFile) as error:
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"path: {path} cannot be read as an ARPA file: {error}") from None
 
 
 def _read(file: TextIO, tokenizer: Tokenizer | None) -> BackoffLM:
-    line = next((line for line in file if line.strip()), "")
-    if line.strip() != "\\data\\":
+    lines = (line.strip(" \t\n") for line in file if line.strip(" \t\n"))
+    if next(lines, "") != "\\data\\":
         raise ValueError(
             r"it does not begin with \data\; a binary file of KenLM must be built again from its ARPA file"
         )
     sizes = []
-    for line in file:
-        if line.strip():
-            if not line.startswith("ngram "):
-                break
-            sizes.append(int(line.split("=")[1]))
+    for line in lines:
+        if not (found := re.fullmatch(r"ngram (\d+) *= *(\d+)", line)):
+            break
+        if int(found[1]) != len(sizes) + 1 or found[2] == "0":
+            raise ValueError(f"{line!r} where ngram {len(sizes) + 1}=1 or more should be")
+        sizes.append(int(found[2]))
+    else:
+        line = ""
     keys, entries, backoffs = [], [], []
-    token: dict[str, int] = {}
     for k, n in enumerate(sizes, 1):
-        if line.strip() != f"\\{k}-grams:":
-            raise ValueError(f"{line.strip()[:50]!r} where \\{k}-grams: should be; it may be cut off")
-        lines = [part.split() for part in islice(file, n)]
-        if bad := [part for part in lines if not k < len(part) < k + 3]:
+        if line != f"\\{k}-grams:":
+            raise ValueError(f"{line[:50]!r} where \\{k}-grams: should be; it may be cut off")
+        rows = [_words(line) for line in islice(lines, n)]
+        if bad := [row for row in rows if not k < len(row) < k + 3]:
             raise ValueError(f"{' '.join(bad[0])[:50]!r} among the {k}-grams; expected log10 p, {k} words, back-off")
         if k == 1:
-            tokenizer = tokenizer or _vocabulary(lines)
+            tokenizer = tokenizer or _vocabulary(rows)
             token = {name: i for i, name in enumerate(token_names(tokenizer))} | {START: tokenizer.vocab_size}
-            lines = [part for part in lines if part[1] in token or part[1] not in (END, UNKNOWN)]
-            tree = NgramTree(tokenizer, keys)
-        if strange := {word for part in lines for word in part[1 : k + 1]} - set(token):
-            raise ValueError(f"the tokenizer has no token named {min(strange)!r}; leave it out to use the file's words")
-        tokens = np.array([[token[word] for word in part[1 : k + 1]] for part in lines]).reshape(-1, k)
-        values = np.array([(float(part[0]), float(part[k + 1]) if len(part) > k + 1 else 0.0) for part in lines])
-        values = values.reshape(-1, 2) * math.log(10)
+            rows = [row for row in rows if row[1] in token or row[1] not in (END, UNKNOWN)]
+        try:
+            tokens = np.array([[token[word] for word in row[1 : k + 1]] for row in rows])  # (n, k)
+        except KeyError as word:
+            raise ValueError(f"the tokenizer has no token named {word}; leave it out to use the file's words") from None
+        values = np.array([(float(row[0]), float(row[k + 1]) if len(row) > k + 1 else 0.0) for row in rows])
+        if not np.all(values[:, 0] <= 0) or np.any(np.isnan(values)):
+            raise ValueError(f"a log-probability of the {k}-grams is above 0 or no number")
+        values *= math.log(10)
         if k == 1:  # every token has a place, whether the file has it or not
+            key = tokens[:, 0]
             table = np.tile([-np.inf, 0.0], (tokenizer.vocab_size + 1, 1))
-            table[tokens[:, 0]] = values
-            key = np.arange(len(table))
+            table[key] = values
         else:
-            number = tokens[:, 0]
+            if np.any(tokens[:, -1] == tokenizer.vocab_size):
+                raise ValueError(f"{START} ends one of the {k}-grams; it is given, never predicted")
+            tree, number = NgramTree(tokenizer, keys), tokens[:, 0]
             for j in range(2, k):
                 number = tree.find(j, number, tokens[:, j - 1])
-            if len(number) and number.min() < 0:
-                raise ValueError(
-                    f"{' '.join(lines[int(np.argmin(number))][1 : k + 1])!r} is there, but not its beginning"
-                )
+            if number.min() < 0:
+                raise ValueError(f"{' '.join(rows[int(number.argmin())][1 : k + 1])!r} is there, but not its beginning")
             key = number << tree.bits | tokens[:, -1]
-            order = np.argsort(key)
-            key, table = key[order], values[order]
-            if np.any(key[1:] == key[:-1]):
-                raise ValueError(f"one of the {k}-grams stands there twice")
-        if len(key):
-            keys.append(key)
-            entries.append(table[:, 0])
-            backoffs.append(table[:, 1])
-        line = next((line for line in file if line.strip()), "")
-    if line.strip() != "\\end\\":
+            table = values[np.argsort(key)]
+        if len(np.unique(key)) < len(rows):
+            raise ValueError(f"one of the {k}-grams stands there twice")
+        keys.append(np.arange(len(table)) if k == 1 else np.sort(key))
+        entries.append(table[:, 0])
+        backoffs.append(table[:, 1])
+        line = next(lines, "")
+    if not sizes or line != "\\end\\":
         raise ValueError(r"no \end\ after the last n-gram; it may be cut off")
     return BackoffLM(tokenizer, keys, entries, backoffs[:-1])
 
 
-def _vocabulary(lines: list[list[str]]) -> SpacedTokenizer:
-    words = [part[1] for part in lines if part[1] != START]
+def _vocabulary(rows: list[list[str]]) -> SpacedTokenizer:
+    words = [row[1] for row in rows if row[1] != START]
     return SpacedTokenizer([*words, *(word for word in (END, UNKNOWN) if word not in words)])

@@ -106,6 +106,8 @@ class NgramCounts(NgramTree):
     """
 
     def __init__(self, texts: Iterable[str], tokenizer: Tokenizer, order: int, *, start: bool = True) -> None:
+        if isinstance(texts, str):
+            raise ValueError("texts: one string; allowed: a list of documents, such as [text]")
         size = tokenizer.vocab_size
         super().__init__(tokenizer, [np.arange(size + 1)])
         parts = [np.asarray(part, dtype=np.int32) for text in texts for part in ([size], tokenizer.encode(text))]
@@ -141,14 +143,10 @@ class NgramCounts(NgramTree):
     def neighbours(self, k: int) -> np.ndarray:
         """For each k-gram (k below `order`), the number of different tokens before it.
 
-        Before an n-gram that begins with the start mark there is nothing: it keeps its count.
+        Where there is nothing before it, at the start of a text, it keeps its count.
         """
         left = np.bincount(self.suffixes[k], minlength=len(self.keys[k - 1]))  # each (k + 1)-gram is one neighbour
-        first = self.start  # the start mark is the largest token, so what begins with it comes last in every order
-        for j in range(2, k + 1):
-            first = np.searchsorted(self.keys[j - 1], first << self.bits)
-        left[first:] = self.counts[k - 1][first:]
-        return left
+        return np.where(left > 0, left, self.counts[k - 1])
 
     def sums(self, k: int, values: np.ndarray) -> np.ndarray:
         """For each context of k - 1 tokens, the sum of `values` over the k-grams that begin with it."""
@@ -179,7 +177,7 @@ class AddK:
 
     def __init__(self, counts: NgramCounts, k: float, order: int | None = None) -> None:
         self.order = counts.check_order(order)
-        if k < 0:
+        if not k >= 0:
             raise ValueError(f"k: {k}; allowed: 0 or more")
         self.counts, self.k, self.tokenizer = counts, k, counts.tokenizer
         self._totals = {n: counts.sums(n, counts.counts[n - 1]) for n in range(2, self.order + 1)}
@@ -369,7 +367,8 @@ def good_turing(c: np.ndarray, max_count: int) -> np.ndarray:
 def katz_ratios(c: np.ndarray, max_count: int = 5) -> np.ndarray:
     """d_r for r = 0..max_count + 1 (Katz 1987): r* / r, moved so that counts above max_count stay as they are.
 
-    A ratio that is not above 0 and at most 1, as in small texts, becomes 1: no discount.
+    A ratio that is not above 0 and at most 1, as in small texts, becomes 1: no discount. (With max_count = 1 it is 0
+    for every text, so nothing is discounted.)
     """
     n1, last = np.sum(c == 1), (max_count + 1) * np.sum(c == max_count + 1)
     r = np.arange(1, max_count + 1)

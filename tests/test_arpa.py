@@ -77,10 +77,18 @@ ngram 2=2
 """
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_file_of_another_program_opens(packed, tmp_path):
-    path = tmp_path / ("m.arpa.gz" if packed else "m.arpa")
-    path.write_bytes(gzip.compress(SRILM.encode()) if packed else SRILM.encode())
+FORMS = {
+    "plain": str.encode,
+    "packed": lambda text: gzip.compress(text.encode()),
+    "from Windows": lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
+    "blank lines and spaces": lambda text: text.replace("\t", "  ").replace("-0.69897", "\n\n-0.69897").encode(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_of_another_program_opens(form, tmp_path):
+    path = tmp_path / ("m.arpa.gz" if form == "packed" else "m.arpa")
+    path.write_bytes(FORMS[form](SRILM))
     model = load_arpa(path)
     # log10: a after <s> -0.30103; b after a -0.69897; </s> after b: no entry and no back-off, so -0.4771213
     log_probs, orders = model.explain(model.tokenizer.encode("a b\n"))
@@ -92,8 +100,22 @@ def test_a_file_of_another_program_opens(packed, tmp_path):
         score(model, "a c")
 
 
+def test_a_damaged_packed_file_is_refused(tmp_path):
+    (tmp_path / "m.arpa.gz").write_bytes(gzip.compress(SRILM.encode())[:60] + b"damage")
+    with pytest.raises(ValueError, match="cannot be read as an ARPA file"):
+        load_arpa(tmp_path / "m.arpa.gz")
+
+
+def test_a_vocabulary_has_an_end_and_an_unknown_word_and_no_start():
+    with pytest.raises(ValueError, match="words: </s> and <unk> missing"):
+        SpacedTokenizer(["a"])
+    with pytest.raises(ValueError, match="<s> is one of its words"):
+        token_names(SpacedTokenizer(["a", "</s>", "<unk>", "<s>"]))
+
+
 def test_lines_of_words_come_back():
-    tokenizer = SpacedTokenizer(["<unk>", "</s>", "a", "b"])
+    tokenizer = SpacedTokenizer(["<unk>", "</s>", "a", "b", "1\u00a0000"])
+    assert tokenizer.encode("1\u00a0000 a") == [4, 2]  # a no-break space does not part words
     for text in ("", "a", "a b\nb a\n", "\n", "a\n\nb"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.decode(tokenizer.encode("a c")) == "a <unk>"
@@ -104,13 +126,21 @@ def test_lines_of_words_come_back():
     [
         ("\\data\\", "data", r"does not begin with \\data\\"),
         ("\\end\\", "", r"no \\end\\"),
-        ("ngram 2=2", "ngram 2=3", "where|expected log10 p, 2 words"),
+        ("ngram 2=2", "ngram 2=3", r"'\\\\end\\\\' among the 2-grams; expected log10 p, 2 words"),
         ("ngram 2=2", "ngram 2=1", r"no \\end\\"),
         ("\\2-grams:", "\\3-grams:", r"'\\\\3-grams:' where"),
         ("-0.69897	a b", "-0.69897	a b c d", "'-0.69897 a b c d' among the 2-grams"),
         ("-0.69897	a b", "x	a b", "could not convert"),
         ("-0.69897	a b", "-0.69897	a z", "no token named 'z'"),
         ("-0.69897	a b", "-0.5	<s> a", "2-grams stands there twice"),
+        ("-0.4771213	b", "-0.4771213	a", "1-grams stands there twice"),
+        ("-0.69897	a b", "-0.69897	a <s>", "<s> ends one of the 2-grams"),
+        ("-0.69897	a b", "0.69897	a b", "2-grams is above 0 or no number"),
+        ("-0.69897	a b", "nan	a b", "2-grams is above 0 or no number"),
+        ("ngram 1=4\nngram 2=2", "ngram 1", "'ngram 1' where .1-grams|no .end"),
+        ("ngram 2=2", "ngram 3=2", "'ngram 3=2' where ngram 2="),
+        ("ngram 2=2", "ngram 2=0", "'ngram 2=0' where ngram 2="),
+        ("ngram 1=4\nngram 2=2\n\n\\1-grams:", "\\end\\ ", "no .end"),
     ],
 )
 def test_a_damaged_file_is_refused(old, new, message, tmp_path):

@@ -68,8 +68,8 @@ Kneser-Ney: counts for neighbours | ngram.py | ngram
 + c = [counts.counts[k - 1] for k in range(1, order)]
 
 Kneser-Ney: neighbours of the start | ngram.py | ngram
-- left[first:] = self.counts[k - 1][first:]
-+ pass
+- np.where(left > 0, left, self.counts[k - 1])
++ left
 
 Kneser-Ney: another discount | ngram.py | ngram
 - y = n[0] / (n[0] + 2 * n[1])
