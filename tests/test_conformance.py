@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import lmsurvey_code
+from lmsurvey_code.feedforward import FeedForwardLM
 from lmsurvey_code.language_model import LanguageModel, TextGenerator, score
 from lmsurvey_code.llm import LLM
 from lmsurvey_code.neural import NeuralLM
@@ -40,6 +41,8 @@ def network(kind: str) -> nn.Module:
     torch.manual_seed(0)
     if kind == "transformer":
         net: nn.Module = Transformer(TransformerConfig(256, 16, n_layer=2, n_head=2, n_embd=16))
+    elif kind == "feed-forward":
+        net = FeedForwardLM(256, 12, 16, order=4)
     else:
         net = RecurrentLM(256, 12, 16, cell=kind)
     for p in net.parameters():
@@ -78,6 +81,7 @@ MODELS = {
     "KneserNey": lambda: KneserNey(NgramCounts(TRAIN, WordTokenizer(TRAIN), 3)),
     "KneserNey, modified": lambda: KneserNey(NgramCounts(TRAIN, ByteTokenizer(), 4), modified=True),
     "NeuralLM, Transformer": lambda: NeuralLM(network("transformer"), ByteTokenizer(), 16),
+    "NeuralLM, feed-forward": lambda: NeuralLM(network("feed-forward"), ByteTokenizer(), None),
     "NeuralLM, LSTM": lambda: NeuralLM(network("lstm"), ByteTokenizer(), None),
     "NeuralLM, GRU": lambda: NeuralLM(network("gru"), ByteTokenizer(), None),
     "NeuralLM, RNN": lambda: NeuralLM(network("rnn"), ByteTokenizer(), None),
