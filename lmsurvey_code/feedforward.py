@@ -44,6 +44,7 @@ class FeedForwardLM(nn.Module):
         if state is None:
             state = idx.new_full((B, self.order - 2), self.start_token)
         idx = torch.cat([state, idx], 1)  # (B, n - 2 + T)
-        x = self.embedding(idx).unfold(1, self.order - 1, 1)  # (B, T, C, n - 1)
-        h = torch.tanh(self.hidden(x.flatten(2)))  # (B, T, H)
+        vectors = self.embedding(idx)  # (B, n - 2 + T, C)
+        x = torch.cat([vectors[:, i : i + T] for i in range(self.order - 1)], 2)  # (B, T, (n - 1) C), oldest first
+        h = torch.tanh(self.hidden(x))  # (B, T, H)
         return F.linear(self.project(h), self.embedding.weight, self.bias), idx[:, T:]

@@ -15,8 +15,7 @@ def tiny(order: int = 4) -> FeedForwardLM:
 
 def test_one_position_by_hand():
     net, idx = tiny(order=3), torch.tensor([[5, 7]])
-    # after 5, 7 the context is these two; its vectors are put side by side number by number, oldest first
-    x = torch.stack([net.embedding.weight[5], net.embedding.weight[7]], 1).flatten()
+    x = torch.cat([net.embedding.weight[5], net.embedding.weight[7]])  # the context is 5, 7: side by side, oldest first
     h = torch.tanh(net.hidden.weight @ x + net.hidden.bias)
     expected = net.embedding.weight @ (net.project.weight @ h) + net.bias
     torch.testing.assert_close(net(idx)[0, 1], expected)
