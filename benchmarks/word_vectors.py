@@ -1,8 +1,8 @@
 """How fast word vectors are learned here, beside gensim: raw words per second over five epochs of the train texts.
 
-`python -m benchmarks.word_vectors` prints the rows; it needs the extra `peers`. Ours and gensim run in turn, three times
-each, in one process; a row holds the medians. `LMSURVEY_THREADS` (default: all cores) is the number of our threads and
-of gensim's workers. The settings are those of `WordVectorConfig`, which are gensim's too.
+`python -m benchmarks.word_vectors` prints the rows; it needs the extra `peers`. Ours and gensim run in turn, three
+times each, in one process; a row holds the medians. `LMSURVEY_THREADS` (default: all cores) is the number of our
+threads and of gensim's workers. The settings are those of `WordVectorConfig`, which are gensim's too.
 """
 
 import os
