@@ -1,8 +1,9 @@
 """The small networks that this book trains from nothing: one place for their settings.
 
-Used by the chapters *A memory*, *Attention* and *Evaluating*, and by the recorded results. Both settings were chosen
-on the valid texts, for about a minute of training on two CPU cores: at this length, small networks that take many steps
-did better than larger ones, Muon did better than AdamW, and reading more of the recent texts helped most.
+Used by the chapters *Words as vectors*, *A memory*, *Attention* and *Evaluating*, and by the recorded results. All
+settings were chosen on the valid texts, for about a minute of training on two CPU cores: at this length, small networks
+that take many steps did better than larger ones, Muon did better than AdamW, and reading more of the recent texts
+helped most.
 """
 
 from dataclasses import replace
@@ -11,6 +12,7 @@ from functools import cache
 import numpy as np
 
 from lmsurvey_code.corpus import load_corpus, texts
+from lmsurvey_code.feedforward import FeedForwardLM
 from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.recurrent import RecurrentLM
 from lmsurvey_code.tokenizers import BPETokenizer, train_bpe
@@ -29,6 +31,8 @@ LSTM_TRAINING = TrainConfig(
     warmup=10,
     recency=8,
 )
+
+FEEDFORWARD_TRAINING = replace(LSTM_TRAINING, n_steps=1500)
 
 TRANSFORMER = TransformerConfig(VOCAB_SIZE, block_size=128, n_layer=3, n_head=2, n_embd=128)
 TRANSFORMER_TRAINING = TrainConfig(
@@ -52,6 +56,12 @@ def small_lstm(seed: int = 0) -> RecurrentLM:
     """An untrained LSTM: embedding of 128, memory of 256."""
     set_seed(seed)
     return RecurrentLM(VOCAB_SIZE, n_embd=128, n_hidden=256, n_layer=1, cell="lstm")
+
+
+def small_feedforward(seed: int = 0) -> FeedForwardLM:
+    """An untrained neural probabilistic language model: four tokens of context, embedding of 128, layer of 256."""
+    set_seed(seed)
+    return FeedForwardLM(VOCAB_SIZE, n_embd=128, n_hidden=256, order=5)
 
 
 def small_transformer(seed: int = 0) -> Transformer:

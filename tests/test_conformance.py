@@ -13,6 +13,7 @@ from torch import nn
 
 import lmsurvey_code
 from lmsurvey_code.arpa import load_arpa, save_arpa
+from lmsurvey_code.feedforward import FeedForwardLM
 from lmsurvey_code.language_model import LanguageModel, TextGenerator, score
 from lmsurvey_code.llm import LLM
 from lmsurvey_code.neural import NeuralLM
@@ -43,6 +44,8 @@ def network(kind: str) -> nn.Module:
     torch.manual_seed(0)
     if kind == "transformer":
         net: nn.Module = Transformer(TransformerConfig(256, 16, n_layer=2, n_head=2, n_embd=16))
+    elif kind == "feed-forward":
+        net = FeedForwardLM(256, 12, 16, order=4)
     else:
         net = RecurrentLM(256, 12, 16, cell=kind)
     for p in net.parameters():
@@ -94,6 +97,7 @@ MODELS = {
     "WittenBell": lambda: WittenBell(NgramCounts(TRAIN, WordTokenizer(TRAIN), 3)),
     "Katz": lambda: Katz(NgramCounts(TRAIN, ByteTokenizer(), 4)),
     "NeuralLM, Transformer": lambda: NeuralLM(network("transformer"), ByteTokenizer(), 16),
+    "NeuralLM, feed-forward": lambda: NeuralLM(network("feed-forward"), ByteTokenizer(), None),
     "NeuralLM, LSTM": lambda: NeuralLM(network("lstm"), ByteTokenizer(), None),
     "NeuralLM, GRU": lambda: NeuralLM(network("gru"), ByteTokenizer(), None),
     "NeuralLM, RNN": lambda: NeuralLM(network("rnn"), ByteTokenizer(), None),

@@ -207,6 +207,22 @@ LLM: SHA-256 not checked | llm.py | llm
 - if found != GGUF_SHA256:
 + if False:
 
+word vectors: a window leaves its paragraph | word_vectors.py | word_vectors
+- np.minimum(reach, ends - 1 - at)
++ np.minimum(reach, n - 1 - at)
+
+word vectors: noise of one pair only | word_vectors.py | word_vectors
+- weight = n_pairs * (config.negative / n_noise)
++ weight = torch.full_like(n_pairs, config.negative / n_noise)
+
+word vectors: CBOW passes the whole slope | word_vectors.py | word_vectors
+- share.mT @ h_change
++ blocks.mask.mT @ h_change
+
+feed-forward: one token too few | feedforward.py | feedforward
+- vectors[:, i : i + T] for i in range(self.order - 1)
++ vectors[:, max(i, 1) : max(i, 1) + T] for i in range(self.order - 1)
+
 chapter: no alt text | book/counting.ipynb | notebooks -k good_figures | all
 - "alt": "
 + "old": "

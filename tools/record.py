@@ -114,6 +114,31 @@ def small_network(kind: str, length: int = 1, recency: float | None = None) -> R
     return run
 
 
+def feedforward() -> dict[str, Any]:
+    """The neural probabilistic language model, trained as its chapter does."""
+    from lmsurvey_code import recipes
+    from lmsurvey_code.neural import NeuralLM
+    from lmsurvey_code.training import join_documents, train
+
+    corpus, tokenizer, config = load_corpus(), recipes.small_tokenizer(), recipes.FEEDFORWARD_TRAINING
+    net, tokens = recipes.small_feedforward(), join_documents(tokenizer, texts(corpus.train))
+    start = time.perf_counter()
+    train(net, tokens, config)
+    fit_seconds = time.perf_counter() - start
+    n_params, n_tokens = (
+        sum(p.numel() for p in net.parameters()),
+        config.n_steps * config.batch_size * config.block_size,
+    )
+    return {
+        "fit_seconds": round(fit_seconds, 1),
+        "n_params": n_params,
+        "n_train_tokens": n_tokens,
+        "train_bytes": round(n_tokens * sum(d.n_bytes for d in corpus.train) / len(tokens)),
+        "operations": 6 * n_params * n_tokens,
+        "seed": config.seed,
+    } | measured(NeuralLM(net, tokenizer, None))
+
+
 @cache
 def packaged() -> Any:
     """The LLM that comes with the book, opened once."""
@@ -456,6 +481,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
         **{f"words, n = 4, newest {share:.0%}": ngram("words", 4, share) for share in (0.01, 0.1, 0.3)},
         "words, n = 5, newest 30%": ngram("words", 5, 0.3),
         "characters, n = 12, newest 30%": ngram("characters", 12, 0.3),
+        "neural probabilistic LM": feedforward,
         "LSTM": small_network("LSTM"),
         "Transformer": small_network("Transformer"),
         **{f"Transformer, {n} times as long": small_network("Transformer", n) for n in (3, 10)},
