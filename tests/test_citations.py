@@ -77,7 +77,7 @@ def test_every_paper_that_a_page_links_to_is_in_the_bibliography() -> None:
 
 def test_bibliography_is_sorted_and_each_entry_can_be_found() -> None:
     text = (ROOT / "book" / "references.bib").read_text(encoding="utf-8")
-    assert text.count("\n@") == len(ENTRIES), "two entries with one key, or one that is not on its own line"
+    assert f"\n{text}".count("\n@") == len(ENTRIES), "two entries with one key, or one that is not on its own line"
     assert list(ENTRIES) == sorted(ENTRIES)
     print_only = {"publisher", "journal"}  # an old book or journal, which a chapter names without a link
     assert [key for key, entry in ENTRIES.items() if not targets(entry) and not print_only & set(entry)] == []

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from lmsurvey_code.transformer import POSITIONS, Transformer, TransformerConfig
+from lmsurvey_code.transformer import POSITIONS, Attention, Transformer, TransformerConfig
 
 OURS_TO_LLAMA = {
     "embedding": "model.embed_tokens",
@@ -109,6 +110,27 @@ def test_attention_weights_are_those_of_the_fast_path():
     _, _, v = block.attention.heads(x, rope)  # (1, nh, T, hs)
     y = (block.attention.weights(x, rope) @ v).transpose(1, 2).flatten(2)
     torch.testing.assert_close(block.attention.out(y), block.attention(x, rope), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_kv_head", [4, 2, 1])
+def test_attention_by_its_formula_equals_scaled_dot_product_attention(n_kv_head):
+    torch.manual_seed(0)
+    layer, x = Attention(TransformerConfig(50, 16, n_head=4, n_embd=32, n_kv_head=n_kv_head)), torch.randn(3, 10, 32)
+    q, k, v = layer.heads(x, None)  # (B, nh, T, hs)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(layer.weights(x, None) @ v, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer(x, None), layer.out(expected.transpose(1, 2).flatten(2)), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_equals_multi_head_attention_of_torch():
+    torch.manual_seed(0)
+    layer, x = Attention(TransformerConfig(50, 16, n_head=4, n_embd=32)), torch.randn(3, 10, 32)
+    reference = torch.nn.MultiheadAttention(32, 4, bias=False, batch_first=True)
+    w = [layer.query.weight, layer.key.weight, layer.value.weight]
+    reference.load_state_dict({"in_proj_weight": torch.cat(w), "out_proj.weight": layer.out.weight})
+    y, weights = reference(x, x, x, attn_mask=torch.ones(10, 10).triu(1).bool(), average_attn_weights=False)
+    torch.testing.assert_close(layer(x, None), y, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer.weights(x, None), weights, atol=1e-5, rtol=1e-5)
 
 
 def test_only_positions_tell_order():

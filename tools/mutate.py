@@ -183,6 +183,10 @@ Transformer: wrong mask after a cache | transformer.py | transformer
 - .tril(S - T)
 + .tril()
 
+Transformer: scores not divided | transformer.py | transformer
+- scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
++ scores = q @ k.transpose(2, 3)
+
 training: a resumed run draws other batches | training.py | training -k goes_on
 - config.seed * 1_000_003 + step)
 + config.seed * 1_000_003 + step - first)
