@@ -1,8 +1,8 @@
 """One training loop for every network: next-token prediction on random windows, on a CPU or a GPU.
 
 Used by every chapter that trains. Optimizers: AdamW (Loshchilov & Hutter 2019) and Muon (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon). The schedule (warm up, hold, fall to zero) follows Zhai et al. (2022). Windows of a
-recurrent network may go on from the state of the last one, as in truncated back-propagation (Williams & Peng 1990).
+https://kellerjordan.github.io/posts/muon). The schedule (warm up, hold, fall to zero) follows Zhai et al. (2022).
+A window may start with the state that the one before it left: truncated back-propagation (Williams & Peng 1990).
 
 Length is set in steps, never in seconds, and each step draws from its own seed: the same configuration on the same
 machine gives the same weights, in one run or in several.
@@ -102,7 +102,7 @@ def train(
 
     Raises:
         ValueError: there are too few tokens for one window (or `carry` of them), `checkpoint` is damaged or from
-            another run, or `carry` is above 1 with a network that has no `step` or with a checkpoint, which has no state.
+            another run, or `carry` is above 1 with a network that has no `step`, or with a checkpoint (it has no state).
         FloatingPointError: the loss is no longer a number.
     """
     data = torch.as_tensor(np.asarray(tokens, dtype=np.int64))

@@ -26,9 +26,7 @@ def by_hand(cell: str, weights: dict[str, torch.Tensor], xs: torch.Tensor, n_hid
     h = c = torch.zeros(len(xs), n_hidden)
     shown = []
     for x in xs.unbind(1):
-        wx, uh = (
-            F.linear(v, weights[f"weight_{kind}"], weights[f"bias_{kind}"]) for v, kind in ((x, "ih"), (h, "hh"))
-        )
+        wx, uh = (F.linear(v, weights[f"weight_{kind}"], weights[f"bias_{kind}"]) for v, kind in ((x, "ih"), (h, "hh")))
         if cell == "rnn":
             h = torch.tanh(wx + uh)
         elif cell == "lstm":

@@ -476,7 +476,11 @@ def memory() -> dict[str, Run]:
     The LSTM's short run is one of windows of 64 that start empty, and the others get its time.
     """
     cells, seeds = ("lstm", "gru", "rnn"), range(3)
-    kinds = {"windows of 4, empty": (4, False), "windows of 4, carried": (4, True), "windows of 64, carried": (64, True)}
+    kinds = {
+        "windows of 4, empty": (4, False),
+        "windows of 4, carried": (4, True),
+        "windows of 64, carried": (64, True),
+    }
     return (
         {f"{cell}, 900 steps": recurrent(cell, 0, 900) for cell in cells}
         | {f"{cell}, equal steps, seed {s}": recurrent(cell, s, 300) for cell in cells for s in seeds}
