@@ -102,7 +102,7 @@ def train(
 
     Raises:
         ValueError: there are too few tokens for one window (or `carry` of them), `checkpoint` is damaged or from
-            another run, or `carry` is above 1 with a network that has no `step`, or with a checkpoint (it has no state).
+            another run, or `carry` is above 1 with a checkpoint, which holds no state, or a network without `step`.
         FloatingPointError: the loss is no longer a number.
     """
     data = torch.as_tensor(np.asarray(tokens, dtype=np.int64))
