@@ -1,7 +1,8 @@
 """Networks with a memory: the simple recurrent network, the LSTM and the GRU as language models.
 
-Used by the chapter *A memory*, which writes one cell by hand and shows that it equals `torch.nn`. The simple network
-follows Elman (1990) and Mikolov et al. (2010), the LSTM Hochreiter & Schmidhuber (1997), the GRU Cho et al. (2014).
+Used by the chapter *A memory*, which writes the cells by hand and shows that they equal `torch.nn`. The simple network
+follows Elman (1990) and Mikolov et al. (2010), the LSTM Hochreiter & Schmidhuber (1997) and Gers et al. (2000), the GRU
+Cho et al. (2014) in PyTorch's form: z keeps the old state, and r acts after the product with the matrix.
 
 Not here: training (`training.py`), scoring and sampling (`neural.py`, `sampling.py`).
 Shapes: B texts, T tokens, C = n_embd, H = n_hidden, V = vocab_size.
@@ -48,7 +49,37 @@ class RecurrentLM(nn.Module):
         """Logits (B, T, V) of new tokens, and the memory after them; `state` None: an empty memory."""
         with torch.autocast(idx.device.type, enabled=False):  # not every CPU has these layers in bfloat16
             out, state = self.recurrent(self.embedding(idx), state)  # (B, T, H)
-        return F.linear(self.project(out), self.embedding.weight, self.bias), state
+        return self.logits(out), state
+
+    def logits(self, out: torch.Tensor) -> torch.Tensor:
+        """What is shown (..., H) -> logits (..., V)."""
+        return F.linear(self.project(out), self.embedding.weight, self.bias)
+
+
+def gradient_reach(net: RecurrentLM, windows: torch.Tensor) -> torch.Tensor:
+    """How strongly the inputs before a prediction act on its loss, by distance (Pascanu et al. 2013): shape (T,).
+
+    Entry k is the length of d loss / d x_(T-k), in nats per unit of the embedding, the mean over all windows. The loss
+    is that of the last token of each window (B, T + 1), predicted from an empty memory and the T tokens before it.
+    """
+    x = net.embedding(windows[:, :-1]).detach().requires_grad_()  # (B, T, C)
+    loss = F.cross_entropy(net.logits(net.recurrent(x)[0][:, -1]), windows[:, -1], reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, x)  # the windows do not mix, so each has its own gradient in the sum
+    return gradient.norm(dim=-1).mean(0).flip(0)
+
+
+def cost_with_context(net: nn.Module, windows: torch.Tensor, n_tokens: int) -> float:
+    """Mean cost in nats of the last token of each window (B, T + 1) when only `n_tokens` tokens before it are read.
+
+    Raises:
+        ValueError: `n_tokens` is not in 1..T.
+    """
+    if not 1 <= n_tokens < windows.shape[1]:
+        raise ValueError(f"n_tokens: {n_tokens}; allowed: 1 to T = {windows.shape[1] - 1}")
+    with torch.inference_mode():
+        # in parts, and a copy of what is needed: the logits of all positions together may not fit in memory
+        parts = [net(part[:, -n_tokens - 1 : -1])[:, -1].clone() for part in windows.split(100)]
+        return F.cross_entropy(torch.cat(parts), windows[:, -1]).item()
 
 
 def lstm_gates(net: RecurrentLM, idx: torch.Tensor) -> dict[str, torch.Tensor]:

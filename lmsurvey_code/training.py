@@ -2,6 +2,7 @@
 
 Used by every chapter that trains. Optimizers: AdamW (Loshchilov & Hutter 2019) and Muon (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon). The schedule (warm up, hold, fall to zero) follows Zhai et al. (2022).
+A window may start with the state that the one before it left: truncated back-propagation (Williams & Peng 1990).
 
 Length is set in steps, never in seconds, and each step draws from its own seed: the same configuration on the same
 machine gives the same weights, in one run or in several.
@@ -47,6 +48,7 @@ class TrainConfig:
     warmup: int = 20  # steps of linear rise
     decay: float = 1.0  # share of all steps, at the end, in which the learning rate falls to zero
     grad_clip: float | None = 1.0  # longest gradient, as one vector
+    carry: int = 1  # windows in a row that hand their state on, for a network with `step`; 1: each starts empty
     recency: float = 0.0  # 0: windows from anywhere; r: density ~ position ** r, more from the end of the tokens
     precision: str = "auto"  # "auto": bfloat16 where the device is fast in it
     eval_every: int = 0  # steps between calls of `evaluate`; 0: only at the end
@@ -56,7 +58,7 @@ class TrainConfig:
         for name, allowed in ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
-        for name in ("n_steps", "batch_size", "block_size"):
+        for name in ("n_steps", "batch_size", "block_size", "carry"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}; allowed: 1 or more")
         if not 0 <= self.decay <= 1:
@@ -99,12 +101,16 @@ def train(
         device: default: a GPU where there is one.
 
     Raises:
-        ValueError: there are too few tokens for one window, or `checkpoint` is damaged or from another run.
+        ValueError: there are too few tokens for one window (or `carry` of them), `checkpoint` is damaged or from
+            another run, or `carry` is above 1 with a checkpoint, which holds no state, or a network without `step`.
         FloatingPointError: the loss is no longer a number.
     """
     data = torch.as_tensor(np.asarray(tokens, dtype=np.int64))
-    if len(data) <= config.block_size:
-        raise ValueError(f"tokens: {len(data)}; allowed: more than block_size = {config.block_size}")
+    if len(data) <= config.carry * config.block_size:
+        row = "block_size" if config.carry == 1 else "carry * block_size"
+        raise ValueError(f"tokens: {len(data)}; allowed: more than {row} = {config.carry * config.block_size}")
+    if config.carry > 1 and (checkpoint is not None or not hasattr(net, "step")):
+        raise ValueError(f"carry: {config.carry}; allowed: 1 with a checkpoint or a network without `step`")
     device = torch.device(device or pick_device())
     net.to(device).train()
     bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and bfloat16_is_fast(device.type))
@@ -113,15 +119,19 @@ def train(
     run = {"config": asdict(config), "tokens": [len(data), zlib.crc32(data.numpy())]}  # what makes it the same run
     if checkpoint is not None and Path(checkpoint).exists():
         load_checkpoint(checkpoint, net, optimizers, run, history)
-    first = len(history.losses)
+    first, state = len(history.losses), None
     with torch.random.fork_rng(devices=[]):
         for step in progress(range(first, config.n_steps), "training"):
-            torch.manual_seed(config.seed * 1_000_003 + step)  # so that a run can go on without a saved generator
-            x, y = draw_batch(data, config)
+            at = step % config.carry  # how many windows of this row were read before
+            torch.manual_seed(config.seed * 1_000_003 + step - at)  # a run can go on without a saved generator
+            x, y = draw_batch(data, config, at)
             for group in (g for optimizer in optimizers for g in optimizer.param_groups):
                 group["lr"] = group["highest_lr"] * config.learning_rate_factor(step)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                logits = net(x.to(device))  # (B, T, V)
+                if config.carry == 1:
+                    logits = net(x.to(device))  # (B, T, V)
+                else:  # the state goes on, the gradient does not
+                    logits, state = net.step(x.to(device), detached(state) if at else None)
             loss = F.cross_entropy(logits.float().flatten(0, 1), y.to(device).flatten())
             history.losses.append(loss.item())
             if not np.isfinite(history.losses[-1]):
@@ -162,10 +172,18 @@ def join_documents(tokenizer: Tokenizer, texts: Iterable[str], start_token: int 
     return np.array(tokens, dtype=np.int64)
 
 
-def draw_batch(data: torch.Tensor, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random windows (B, T), and the same moved by one token: what comes next at each position."""
+def detached(state: Any) -> Any:
+    """The same numbers, a tensor or a tuple of them, through which no gradient goes back."""
+    return state.detach() if isinstance(state, torch.Tensor) else tuple(map(detached, state))
+
+
+def draw_batch(data: torch.Tensor, config: TrainConfig, at: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random windows (B, T), and the same moved by one token: what comes next at each position.
+
+    Each is window number `at` of a row of `config.carry` windows; the same seed draws the same rows.
+    """
     u = torch.rand(config.batch_size, dtype=torch.float64) ** (1 / (1 + config.recency))
-    starts = (u * (len(data) - config.block_size)).long()  # (B,)
+    starts = (u * (len(data) - config.carry * config.block_size)).long() + at * config.block_size  # (B,)
     windows = data[starts[:, None] + torch.arange(config.block_size + 1)]  # (B, T + 1)
     return windows[:, :-1], windows[:, 1:]
 

@@ -213,6 +213,47 @@ def test_recency_draws_more_from_the_end():
     assert means == pytest.approx([5_000, 6_667, 8_000], abs=150)
 
 
+def test_rows_of_windows_go_on_where_the_last_one_stopped():
+    config, data, windows = changed(batch_size=300, block_size=3, carry=4), torch.arange(30), []
+    for at in range(4):
+        torch.manual_seed(7)
+        windows.append(draw_batch(data, config, at)[0])
+    row = torch.cat(windows, dim=1)  # (B, carry * T)
+    assert (row[:, 1:] == row[:, :-1] + 1).all()
+    assert row.min() == 0  # both ends of the text are reached; the last token is a target only
+    assert row.max() == 28
+
+
+def test_a_carried_state_starts_empty_in_each_row_and_no_gradient_goes_through_it():
+    net, states = RecurrentLM(7, 16, 16), []
+    step = net.step
+
+    def watched(idx, state):
+        states.append(state)
+        return step(idx, state)
+
+    net.step = watched
+    train(net, TOKENS, changed(n_steps=7, carry=3))
+    assert [state is None for state in states] == [True, False, False, True, False, False, True]
+    for h, c in (state for state in states if state is not None):
+        assert h.grad_fn is None
+        assert c.grad_fn is None
+        assert (h != 0).any()
+
+
+def test_a_carried_state_knows_what_stands_before_the_window():
+    # 0 0 0 ... or 1 1 1 ... after a first token 2 or 3 that no later window sees
+    rows = np.random.default_rng(0).integers(0, 2, 400)
+    tokens = np.concatenate([[2 + row, *[row] * 2, 4, row] for row in rows])
+    losses = {}
+    for carry in (1, 50):
+        set_seed(0)
+        config = changed(n_steps=300, batch_size=16, block_size=1, carry=carry, learning_rate=0.02)
+        losses[carry] = np.mean(train(RecurrentLM(7, 16, 16, cell="gru"), tokens, config).losses[-50:])
+    # of 5 tokens, one is never known (ln 2); with one token of context that after 4 is not known either
+    assert losses[50] < 0.75 * losses[1]
+
+
 def test_documents_are_joined_after_their_start():
     tokens = join_documents(ByteTokenizer(), ["ab", "", "c"], start_token=9)
     assert tokens.dtype == np.int64
@@ -289,6 +330,7 @@ def test_seed_seeds_all_three():
         ({"n_steps": 0}, "n_steps: 0; allowed: 1 or more"),
         ({"batch_size": -1}, "batch_size: -1; allowed: 1 or more"),
         ({"decay": 1.5}, "decay: 1.5; allowed: 0 to 1"),
+        ({"carry": 0}, "carry: 0; allowed: 1 or more"),
     ],
 )
 def test_bad_configuration(changes, message):
@@ -299,3 +341,13 @@ def test_bad_configuration(changes, message):
 def test_too_little_text():
     with pytest.raises(ValueError, match="tokens: 8; allowed: more than block_size = 8"):
         train(new_net(), TOKENS[:8], CONFIG)
+    with pytest.raises(ValueError, match=r"tokens: 16; allowed: more than carry \* block_size = 16"):
+        train(RecurrentLM(7, 16, 16), TOKENS[:16], changed(carry=2))
+
+
+def test_a_state_is_carried_only_where_it_can_be(tmp_path):
+    message = "carry: 2; allowed: 1 with a checkpoint or a network without `step`"
+    with pytest.raises(ValueError, match=message):
+        train(nn.Embedding(7, 7), TOKENS, changed(carry=2))
+    with pytest.raises(ValueError, match=message):
+        train(RecurrentLM(7, 16, 16), TOKENS, changed(carry=2), checkpoint=tmp_path / "run.safetensors")

@@ -187,9 +187,21 @@ Transformer: scores not divided | transformer.py | transformer
 - scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
 + scores = q @ k.transpose(2, 3)
 
+recurrent: distances counted from the wrong end | recurrent.py | recurrent
+- .mean(0).flip(0)
++ .mean(0)
+
+recurrent: context of one token more | recurrent.py | recurrent
+- part[:, -n_tokens - 1 : -1]
++ part[:, -n_tokens - 2 : -1]
+
+training: a carried state is never emptied | training.py | training -k carried
+- if at else None
++ if step else None
+
 training: a resumed run draws other batches | training.py | training -k goes_on
-- config.seed * 1_000_003 + step)
-+ config.seed * 1_000_003 + step - first)
+- config.seed * 1_000_003 + step - at)
++ config.seed * 1_000_003 + step - at - first)
 
 training: target is the input | training.py | training -k batches
 - windows[:, 1:]

@@ -3,6 +3,7 @@
 A run whose row is there, made by the code of today, is not repeated: an interrupted recording goes on where it stopped.
 
 one_axis            every model of the book on the texts of valid and, once, on the address of 2026
+memory              three recurrent cells at equal size and equal time; training with and without carried state
 prompting_labels    how sure the LLM is of each of two labels, for many prompts (chapter Prompting)
 prompting_answers   what the LLM writes, for many prompts (chapter Prompting)
 evaluating          windows, choices, passages and leaks (chapter Evaluating)
@@ -78,7 +79,10 @@ def ngram(unit: str, order: int, share: float = 1.0) -> Run:
 
 
 def small_network(kind: str, length: int = 1, recency: float | None = None) -> Run:
-    """The "LSTM" or the "Transformer" of the book, trained as its chapter does; or longer, or on other windows."""
+    """A network of the book, trained as its chapter does; or longer, or on other windows.
+
+    `kind` is "feed-forward", "RNN", "GRU", "LSTM" or "Transformer".
+    """
 
     def run() -> dict[str, Any]:
         from lmsurvey_code import recipes
@@ -86,11 +90,13 @@ def small_network(kind: str, length: int = 1, recency: float | None = None) -> R
         from lmsurvey_code.training import join_documents, train
 
         corpus, tokenizer = load_corpus(), recipes.small_tokenizer()
-        if kind == "LSTM":
-            net, config, window = recipes.small_lstm(), recipes.LSTM_TRAINING, None
-        else:
+        if kind == "Transformer":
             net, config = recipes.small_transformer(), recipes.TRANSFORMER_TRAINING
             window = recipes.TRANSFORMER.block_size
+        elif kind == "feed-forward":
+            net, config, window = recipes.small_feedforward(), recipes.FEEDFORWARD_TRAINING, None
+        else:
+            net, config, window = recipes.small_recurrent(kind.lower()), recipes.LSTM_TRAINING, None
         config = replace(config, n_steps=length * config.n_steps)
         if recency is not None:
             config = replace(config, recency=recency)
@@ -114,29 +120,66 @@ def small_network(kind: str, length: int = 1, recency: float | None = None) -> R
     return run
 
 
-def feedforward() -> dict[str, Any]:
-    """The neural probabilistic language model, trained as its chapter does."""
-    from lmsurvey_code import recipes
-    from lmsurvey_code.neural import NeuralLM
-    from lmsurvey_code.training import join_documents, train
+# ---- memory ----
 
-    corpus, tokenizer, config = load_corpus(), recipes.small_tokenizer(), recipes.FEEDFORWARD_TRAINING
-    net, tokens = recipes.small_feedforward(), join_documents(tokenizer, texts(corpus.train))
-    start = time.perf_counter()
-    train(net, tokens, config)
-    fit_seconds = time.perf_counter() - start
-    n_params, n_tokens = (
-        sum(p.numel() for p in net.parameters()),
-        config.n_steps * config.batch_size * config.block_size,
-    )
-    return {
-        "fit_seconds": round(fit_seconds, 1),
-        "n_params": n_params,
-        "n_train_tokens": n_tokens,
-        "train_bytes": round(n_tokens * sum(d.n_bytes for d in corpus.train) / len(tokens)),
-        "operations": 6 * n_params * n_tokens,
-        "seed": config.seed,
-    } | measured(NeuralLM(net, tokenizer, None))
+EQUAL_TIME = {"rnn": 170, "gru": 210}  # steps in the time of the LSTM's 300, on one thread
+
+
+def recurrent(cell: str, seed: int, n_steps: int) -> Run:
+    """A recurrent network of the book after `n_steps`, and how far back it reaches."""
+
+    def run() -> dict[str, Any]:
+        import torch
+
+        from lmsurvey_code import recipes
+        from lmsurvey_code.neural import NeuralLM
+        from lmsurvey_code.recurrent import cost_with_context, gradient_reach
+        from lmsurvey_code.training import join_documents, train
+
+        corpus, tokenizer = load_corpus(), recipes.small_tokenizer()
+        config = replace(recipes.LSTM_TRAINING, n_steps=n_steps, seed=seed)
+        net = recipes.small_recurrent(cell, seed)
+        windows = torch.tensor(tokenizer.encode(corpus.valid[-1].text)[:2064]).unfold(0, 65, 1)  # (2000, 65)
+        untrained = gradient_reach(net, windows[::4])
+        start = time.perf_counter()
+        train(net, join_documents(tokenizer, texts(corpus.train)), config)
+        fit_seconds = time.perf_counter() - start
+        costs = {k: round(cost_with_context(net, windows, k), 4) for k in (1, 2, 4, 8, 16, 32, 64)}
+        reach = {"untrained": untrained, "trained": gradient_reach(net, windows[::4])}
+        return {
+            "cell": cell,
+            "seed": seed,
+            "n_hidden": net.recurrent.hidden_size,
+            "n_params": sum(p.numel() for p in net.parameters()),
+            "n_steps": n_steps,
+            "fit_seconds": round(fit_seconds, 1),
+            "reach": {name: [float(f"{value:.3g}") for value in values] for name, values in reach.items()},
+            "cost_with_context": costs,
+        } | measured(NeuralLM(net, tokenizer, None))
+
+    return run
+
+
+def carried(n_tokens: int, carry: bool, seed: int) -> Run:
+    """The LSTM after 300 steps on windows of `n_tokens`; each starts empty, or with the state of the one before it.
+
+    A step reads 512 tokens, and a state is carried for 1,024 tokens before it is emptied.
+    """
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code import recipes
+        from lmsurvey_code.neural import NeuralLM
+        from lmsurvey_code.training import join_documents, train
+
+        corpus, tokenizer = load_corpus(), recipes.small_tokenizer()
+        length = {"batch_size": 512 // n_tokens, "block_size": n_tokens, "carry": 1024 // n_tokens if carry else 1}
+        net = recipes.small_lstm(seed)
+        tokens = join_documents(tokenizer, texts(corpus.train))
+        train(net, tokens, replace(recipes.LSTM_TRAINING, n_steps=300, seed=seed, **length))
+        valid = score_documents(NeuralLM(net, tokenizer, None), texts(corpus.valid))
+        return {"n_tokens": n_tokens, "carry": carry, "seed": seed, "valid": round(valid.bits_per_byte, 4)}
+
+    return run
 
 
 @cache
@@ -432,6 +475,25 @@ def evaluating() -> dict[str, Run]:
     )
 
 
+def memory() -> dict[str, Run]:
+    """Each cell as long as its chapter trains; short runs, three seeds each; windows with and without carried state.
+
+    The LSTM's short run is one of windows of 64 that start empty, and the others get its time.
+    """
+    cells, seeds = ("lstm", "gru", "rnn"), range(3)
+    kinds = {
+        "windows of 4, empty": (4, False),
+        "windows of 4, carried": (4, True),
+        "windows of 64, carried": (64, True),
+    }
+    return (
+        {f"{cell}, 900 steps": recurrent(cell, 0, 900) for cell in cells}
+        | {f"{cell}, equal steps, seed {s}": recurrent(cell, s, 300) for cell in cells for s in seeds}
+        | {f"{cell}, equal time, seed {s}": recurrent(cell, s, EQUAL_TIME[cell]) for cell in EQUAL_TIME for s in seeds}
+        | {f"{kind}, seed {s}": carried(*about, s) for kind, about in kinds.items() for s in seeds}
+    )
+
+
 def evaluating_years() -> dict[str, Run]:
     """One row for each address; those that share a counter follow each other."""
     indices = sorted(range(len(load_corpus().documents)), key=lambda index: index % N_FOLDS)
@@ -481,13 +543,15 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
         **{f"words, n = 4, newest {share:.0%}": ngram("words", 4, share) for share in (0.01, 0.1, 0.3)},
         "words, n = 5, newest 30%": ngram("words", 5, 0.3),
         "characters, n = 12, newest 30%": ngram("characters", 12, 0.3),
-        "neural probabilistic LM": feedforward,
+        "neural probabilistic LM": small_network("feed-forward"),
         "LSTM": small_network("LSTM"),
+        **{kind: small_network(kind) for kind in ("RNN", "GRU", "LSTM")},
         "Transformer": small_network("Transformer"),
         **{f"Transformer, {n} times as long": small_network("Transformer", n) for n in (3, 10)},
         "Transformer, 6 times, more old texts": small_network("Transformer", 6, recency=2.0),
         "SmolLM2-135M-Instruct": packaged_llm,
     },
+    "memory": memory,
     "prompting_labels": prompting_labels,
     "prompting_answers": prompting_answers,
     "evaluating": evaluating,
