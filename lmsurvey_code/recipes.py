@@ -1,9 +1,9 @@
 """The small networks that this book trains from nothing: one place for their settings.
 
-Used by the chapters *Words as vectors*, *A memory*, *Attention* and *Evaluating*, and by the recorded results. All
-settings were chosen on the valid texts, for about a minute of training on two CPU cores: at this length, small networks
-that take many steps did better than larger ones, Muon did better than AdamW, and reading more of the recent texts
-helped most.
+Used by the chapters *Words as vectors*, *A memory*, *The Transformer* and *Evaluating*, and by the recorded results.
+All settings were chosen on the valid texts, for about a minute of training on two CPU cores: at this length, small
+networks that take many steps did better than larger ones, Muon did better than AdamW, and reading more of the recent
+texts helped most.
 """
 
 from dataclasses import replace

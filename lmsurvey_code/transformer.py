@@ -1,9 +1,9 @@
 """A Transformer decoder in the form of today's LLMs: RMSNorm before each part, rotary positions, gated MLP.
 
-Used by the chapter *Attention* and by all that train a small Transformer. The decoder follows Vaswani et al. (2017) as
-modernized in LLaMA (Touvron et al. 2023): RMSNorm (Zhang & Sennrich 2019), RoPE (Su et al. 2021), SwiGLU (Shazeer
-2020), grouped-query attention (Ainslie et al. 2023) where `n_kv_head` asks for it. With the same weights it gives the
-same logits as transformers' `LlamaForCausalLM`.
+Used by the chapters *Attention* and *The Transformer* and by all that train a small Transformer. The decoder follows
+Vaswani et al. (2017) as modernized in LLaMA (Touvron et al. 2023): RMSNorm (Zhang & Sennrich 2019), RoPE (Su et al.
+2021), SwiGLU (Shazeer 2020), grouped-query attention (Ainslie et al. 2023) where `n_kv_head` asks for it. With the same
+weights it gives the same logits as transformers' `LlamaForCausalLM`.
 
 Not here: training (`training.py`), scoring and sampling (`neural.py`, `sampling.py`). There is no dropout: the
 chapters read less than one epoch.
