@@ -5,9 +5,7 @@ bytes (its `ByteLevel`). It runs on one thread, as ours does.
 """
 
 import os
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 os.environ["RAYON_NUM_THREADS"] = "1"  # read once, by the first call into the library
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -15,10 +13,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import tokenizers
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
+from benchmarks.timing import in_turn
 from lmsurvey_code.corpus import load_corpus, texts
 from lmsurvey_code.tokenizers import PIECE, BPETokenizer, train_bpe
 
-N_RUNS = 3
 VOCAB_SIZE = 256 + 2048
 
 
@@ -32,17 +30,6 @@ def peer_bpe(train: Sequence[str]) -> Tokenizer:
         train, trainers.BpeTrainer(vocab_size=VOCAB_SIZE, initial_alphabet=alphabet, show_progress=False)
     )
     return peer
-
-
-def in_turn(*calls: Callable[[], object]) -> list[float]:
-    """Median seconds of each call over `N_RUNS` rounds, in each of which every call runs once."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(N_RUNS):
-        for call, found in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            found.append(time.perf_counter() - start)
-    return [statistics.median(found) for found in seconds]
 
 
 def rows() -> list[dict[str, str | float]]:
@@ -70,10 +57,3 @@ def rows() -> list[dict[str, str | float]]:
         {"name": "BPE: train 2,048 merges on 11.6 MB", "unit": "s", "ours": fit[0], "peer": fit[1]} | about,
         {"name": "BPE: encode 11.6 MB, cold cache", "unit": "MB/s", "ours": speed[0], "peer": speed[1]} | about,
     ]
-
-
-if __name__ == "__main__":
-    for row in rows():
-        print(
-            f"{row['name']}: ours {row['ours']:.2f} {row['unit']}, {row['peer_name']} {row['peer']:.2f} {row['unit']}"
-        )
