@@ -1,105 +1,201 @@
-"""A Transformer decoder in the form of today's LLMs: RMSNorm before each part, rotary positions, gated MLP.
+"""One Transformer for every configuration that the survey lists: GPT-2, LLaMA, BLOOM and BERT differ in settings alone.
 
-Used by the chapters *Attention* and *The Transformer* and by all that train a small Transformer. The decoder follows
-Vaswani et al. (2017) as modernized in LLaMA (Touvron et al. 2023): RMSNorm (Zhang & Sennrich 2019), RoPE (Su et al.
-2021), SwiGLU (Shazeer 2020), grouped-query attention (Ainslie et al. 2023) where `n_kv_head` asks for it. With the same
-weights it gives the same logits as transformers' `LlamaForCausalLM`.
+Used by the chapters from *Attention* on, and by all that train a small Transformer. The default is a decoder in the
+form of LLaMA (Touvron et al. 2023): RMSNorm before each part (Zhang & Sennrich 2019), RoPE (Su et al. 2021), SwiGLU
+(Shazeer 2020), grouped-query attention (Ainslie et al. 2023) where `n_kv_head` asks for it. With the same weights it
+gives the same logits as transformers' GPT-2, LLaMA, BLOOM and BERT.
 
-Not here: training (`training.py`), scoring and sampling (`neural.py`, `sampling.py`). There is no dropout: the
-chapters read less than one epoch.
-Shapes: B texts, T tokens, C = n_embd, V = vocab_size, nh = n_head, nk = n_kv_head, hs = C // nh.
+Not here: the ways to know positions (`positions.py`), training (`training.py`), scoring and sampling (`neural.py`,
+`sampling.py`), mixtures of experts (chapter *The Transformer*). There is no dropout.
+Shapes: B texts, T new tokens, S tokens to look at, C = n_embd, V = vocab_size, nh = n_head, nk = n_kv_head,
+hs = head_size.
 """
 
+import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-POSITIONS = ("rope", "learned", "none")
+from lmsurvey_code.positions import alibi_slopes, relative_buckets, rope_angles, rotate, sinusoids
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "swish": F.silu}
+GATED = {"swiglu": F.silu, "geglu": F.gelu}
+ALLOWED = {
+    "position": ("rope", "learned", "sinusoidal", "relative", "alibi", "none"),
+    "norm": ("rms", "layer", "deep"),
+    "norm_position": ("pre", "post", "sandwich"),
+    "activation": (*ACTIVATIONS, *GATED),
+}
+POSITIONS = ALLOWED["position"]
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """What defines the network. Raises ValueError where the sizes do not fit together."""
+    """What defines the network. Raises ValueError where the choices do not fit together."""
 
     vocab_size: int
     block_size: int  # most tokens that it can read
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 256
-    n_hidden: int | None = None  # width of the MLP; None: 8/3 n_embd rounded up to a multiple of 32 (Touvron et al.)
+    n_hidden: int | None = None  # width of the MLP; None: 4 n_embd, or for a gated one 8/3 n_embd, a multiple of 32
     n_kv_head: int | None = None  # heads of keys and values; None: as many as queries
-    position: str = "rope"  # how it knows the order: "rope", "learned" or "none"
+    position: str = "rope"  # how it knows the order: one of POSITIONS
     rope_base: float = 10_000.0
+    head_size: int | None = None  # None: n_embd / n_head
+    norm: str = "rms"  # "rms", "layer", or "deep": LayerNorm, and the stream counts more (Wang et al. 2022)
+    norm_position: str = "pre"  # "pre": before each part; "post": after each addition; "sandwich": before and after
+    norm_eps: float = 1e-5
+    activation: str = "swiglu"  # one of ACTIVATIONS, or of GATED
+    bias: bool = False  # whether the linear layers and LayerNorms have one
+    embedding_norm: bool = False  # whether the embeddings are normed (BERT, BLOOM)
+    causal: bool = True  # False: an encoder, in which each position sees all
+    tied: bool = True  # whether the output layer shares the weights of the embedding
 
     def __post_init__(self) -> None:
-        if self.position not in POSITIONS:
-            raise ValueError(f"position: {self.position!r}; allowed: {', '.join(POSITIONS)}")
-        if self.n_embd % (2 * self.n_head):
+        for name, allowed in ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        if self.head_size is None and self.n_embd % (2 * self.n_head):
             raise ValueError(f"n_embd: {self.n_embd}; allowed: a multiple of 2 * n_head = {2 * self.n_head}")
         if self.n_head % (self.n_kv_head or self.n_head):
             raise ValueError(f"n_kv_head: {self.n_kv_head}; allowed: a divisor of n_head = {self.n_head}")
+        if self.norm == "deep" and self.norm_position != "post":
+            raise ValueError(f"norm_position: {self.norm_position!r}; allowed: 'post', with norm='deep'")
+
+
+class KeyValues:
+    """Keys and values (B, nk, n, hs) of the n positions that one layer has read, with room for more behind them.
+
+    A copy shares the buffers and writes behind its own end. Where another copy has written there before, it gets
+    buffers of its own: so what a state holds never changes.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size, self.n = block_size, 0
+        self.buffers: list[torch.Tensor] = []
+        self.written = [0]  # shared by all that share the buffers: how far they are full
+
+    def add(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append those of new positions (B, nk, T, hs); keys and values of all positions, (B, nk, S, hs)."""
+        end = self.n + k.shape[2]
+        if not self.buffers or end > self.buffers[0].shape[2] or self.written[0] > self.n:
+            room = (*k.shape[:2], min(self.block_size, max(64, 2 * end)), k.shape[3])
+            old, self.buffers, self.written = self.tensors, [k.new_empty(room), v.new_empty(room)], [self.n]
+            for new, tensor in zip(self.buffers, old, strict=False):
+                new[:, :, : self.n] = tensor
+        for buffer, tensor in zip(self.buffers, (k, v), strict=True):
+            buffer[:, :, self.n : end] = tensor
+        self.n = self.written[0] = end
+        return self.tensors
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Keys and values, (B, nk, n, hs) each; nothing at the start."""
+        return tuple(buffer[:, :, : self.n] for buffer in self.buffers)
 
 
 class Attention(nn.Module):
-    """Each position asks all positions up to itself: softmax(q k^T / sqrt(hs)) v, in nh heads."""
+    """Each position asks all positions that it sees: softmax(q k^T / sqrt(hs)) v, in nh heads."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head or config.n_head
-        head_size = config.n_embd // config.n_head
-        self.query = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.key = nn.Linear(config.n_embd, self.n_kv_head * head_size, bias=False)
-        self.value = nn.Linear(config.n_embd, self.n_kv_head * head_size, bias=False)
-        self.out = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.causal = config.causal
+        hs = config.head_size or config.n_embd // config.n_head
+        self.query = nn.Linear(config.n_embd, self.n_head * hs, bias=config.bias)
+        self.key = nn.Linear(config.n_embd, self.n_kv_head * hs, bias=config.bias)
+        self.value = nn.Linear(config.n_embd, self.n_kv_head * hs, bias=config.bias)
+        self.out = nn.Linear(self.n_head * hs, config.n_embd, bias=config.bias)
 
-    def forward(self, x: torch.Tensor, rope: torch.Tensor | None, cache: dict | None = None) -> torch.Tensor:
-        """x (B, T, C) -> (B, T, C). `cache` holds keys and values of earlier positions, and receives the new ones."""
-        q, k, v = self.heads(x, rope, cache)
-        T, S = q.shape[2], k.shape[2]  # S: positions to look at
-        # The fast kernel knows the causal mask of a square; new positions after a cache need theirs written out.
-        mask = None if T in (1, S) else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=T == S and T > 1)  # (B, nh, T, hs)
+    def forward(
+        self,
+        x: torch.Tensor,
+        rope: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        cache: KeyValues | None = None,
+    ) -> torch.Tensor:
+        """x (B, T, C) -> (B, T, C).
+
+        Args:
+            x: the stream.
+            rope: cosines and sines (2, T, hs / 2) of the new positions.
+            mask: what is added to the scores, or True where a position is seen; broadcasts to (B, nh, T, S).
+                None: the past and itself in a causal network, all in an encoder.
+            cache: earlier positions; it receives the new ones.
+        """
+        q, k, v = self.heads(x, rope, cache)  # (B, nh, T, hs), (B, nk, S, hs) twice
+        B, nh, T, hs = q.shape
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q.dtype)
+        if cache is not None and T == 1:
+            # One new position sees all: the queries that share a key go in as one block, and no key is copied.
+            shared = (self.n_kv_head, nh // self.n_kv_head)
+            mask = None if mask is None else mask.view(*shared, -1)
+            y = F.scaled_dot_product_attention(q.view(B, *shared, hs), k, v, attn_mask=mask).view(B, nh, 1, hs)
+        else:
+            causal = self.causal and mask is None and T > 1
+            y = F.scaled_dot_product_attention(q, *self.repeat(k, v), attn_mask=mask, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
-    def heads(self, x: torch.Tensor, rope: torch.Tensor | None, cache: dict | None = None) -> tuple[torch.Tensor, ...]:
-        """Queries (B, nh, T, hs), keys and values (B, nh, S, hs), where S counts the cached positions too."""
+    def heads(
+        self, x: torch.Tensor, rope: torch.Tensor | None, cache: KeyValues | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Queries (B, nh, T, hs), keys and values (B, nk, S, hs), where S counts the cached positions too."""
         B, T, _ = x.shape
         q = self.query(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, nh, T, hs)
         k = self.key(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)  # (B, nk, T, hs)
         v = self.value(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        if cache is not None:
-            if cache:
-                k, v = torch.cat([cache["k"], k], dim=2), torch.cat([cache["v"], v], dim=2)  # (B, nk, S, hs)
-            cache["k"], cache["v"] = k, v
-        n_group = self.n_head // self.n_kv_head  # queries that share a key
-        return (q, k, v) if n_group == 1 else (q, k.repeat_interleave(n_group, 1), v.repeat_interleave(n_group, 1))
+        return (q, k, v) if cache is None else (q, *cache.add(k, v))
 
-    def weights(self, x: torch.Tensor, rope: torch.Tensor | None) -> torch.Tensor:
+    def repeat(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Keys or values (B, nk, S, hs) as often as queries share them: (B, nh, S, hs)."""
+        n_group = self.n_head // self.n_kv_head
+        return tensors if n_group == 1 else tuple(t.repeat_interleave(n_group, dim=1) for t in tensors)
+
+    def weights(
+        self, x: torch.Tensor, rope: torch.Tensor | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Who looks at whom: (B, nh, T, T), rows sum to 1. The slow form of what `forward` does in one kernel."""
         q, k, _ = self.heads(x, rope)
-        scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])  # (B, nh, T, T)
-        future = torch.ones(scores.shape[2:], dtype=torch.bool, device=x.device).triu(1)
-        return scores.masked_fill(future, -torch.inf).softmax(-1)
+        scores = q @ self.repeat(k)[0].transpose(2, 3) / math.sqrt(q.shape[3])  # (B, nh, T, T)
+        if mask is None and self.causal:
+            mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=x.device).tril()
+        if mask is not None:
+            scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
+        return scores.softmax(-1)
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer 2020): one half of the hidden layer decides how much of the other passes."""
+    """down(f(up(x))); or gated (Shazeer 2020): f of one projection decides how much of the other passes."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        n_hidden = config.n_hidden or -(-8 * config.n_embd // 96) * 32
-        self.gate = nn.Linear(config.n_embd, n_hidden, bias=False)
-        self.up = nn.Linear(config.n_embd, n_hidden, bias=False)
-        self.down = nn.Linear(n_hidden, config.n_embd, bias=False)
+        gated = config.activation in GATED
+        self.function = (GATED | ACTIVATIONS)[config.activation]
+        n_hidden = config.n_hidden or (-(-8 * config.n_embd // 96) * 32 if gated else 4 * config.n_embd)
+        self.gate = nn.Linear(config.n_embd, n_hidden, bias=config.bias) if gated else None
+        self.up = nn.Linear(config.n_embd, n_hidden, bias=config.bias)
+        self.down = nn.Linear(n_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, T, C) -> (B, T, C), each position for itself."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        if self.gate is None:
+            return self.down(self.function(self.up(x)))
+        return self.down(self.function(self.gate(x)) * self.up(x))
+
+
+def make_norm(config: TransformerConfig) -> nn.Module:
+    """One norm over the stream, (..., C) -> (..., C)."""
+    if config.norm == "rms":
+        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
 class Block(nn.Module):
@@ -107,28 +203,51 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.norm_1, self.attention = nn.RMSNorm(config.n_embd, eps=1e-5), Attention(config)
-        self.norm_2, self.mlp = nn.RMSNorm(config.n_embd, eps=1e-5), MLP(config)
+        self.post, sandwich = config.norm_position == "post", config.norm_position == "sandwich"
+        self.alpha = (2 * config.n_layer) ** 0.25 if config.norm == "deep" else 1.0  # of a decoder (Wang et al. 2022)
+        self.norm_1, self.attention = make_norm(config), Attention(config)
+        self.norm_2, self.mlp = make_norm(config), MLP(config)
+        self.after_1, self.after_2 = (make_norm(config) if sandwich else nn.Identity() for _ in range(2))
 
-    def forward(self, x: torch.Tensor, rope: torch.Tensor | None, cache: dict | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        rope: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        cache: KeyValues | None = None,
+    ) -> torch.Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        x = x + self.attention(self.norm_1(x), rope, cache)
-        return x + self.mlp(self.norm_2(x))
+        if self.post:
+            x = self.norm_1(self.alpha * x + self.attention(x, rope, mask, cache))
+            return self.norm_2(self.alpha * x + self.mlp(x))
+        x = x + self.after_1(self.attention(self.norm_1(x), rope, mask, cache))
+        return x + self.after_2(self.mlp(self.norm_2(x)))
 
 
 class Transformer(nn.Module):
-    """The decoder: idx (B, T) -> logits (B, T, V) for the token after each position. Input and output share weights."""
+    """idx (B, T) -> logits (B, T, V): in a causal network, for the token after each position."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        self.norm = nn.RMSNorm(config.n_embd, eps=1e-5)
+        self.norm = make_norm(config) if config.norm_position != "post" else nn.Identity()
+        if config.embedding_norm:
+            self.embedding_norm = make_norm(config)
+        head_size = config.head_size or config.n_embd // config.n_head
         if config.position == "learned":
             self.position = nn.Embedding(config.block_size, config.n_embd)
-        angles = rope_angles(config.block_size, config.n_embd // config.n_head, config.rope_base)
-        self.register_buffer("rope", torch.stack([angles.cos(), angles.sin()]), persistent=False)  # (2, T, hs / 2)
+        elif config.position == "sinusoidal":
+            self.register_buffer("position", sinusoids(config.block_size, config.n_embd), persistent=False)
+        elif config.position == "relative":  # one table for all layers, as in T5
+            self.relative = nn.Embedding(32, config.n_head)
+        elif config.position == "alibi":
+            self.register_buffer("slopes", alibi_slopes(config.n_head), persistent=False)
+        elif config.position == "rope":
+            angles = rope_angles(config.block_size, head_size, config.rope_base)
+            self.register_buffer("rope", torch.stack([angles.cos(), angles.sin()]), persistent=False)  # (2, T, hs / 2)
+        self.head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.apply(self._init)
         for block in self.blocks:  # each block starts as the identity
             nn.init.zeros_(block.attention.out.weight)
@@ -138,58 +257,87 @@ class Transformer(nn.Module):
     def _init(module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
-    def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        """Logits (B, T, V). Raises ValueError where T is above `block_size`."""
-        return self._read(idx, [None] * len(self.blocks))
+    def forward(self, idx: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (B, T, V); `mask` as in `hidden`."""
+        return self.logits(self.hidden(idx, mask))
 
-    def step(self, idx: torch.Tensor, state: list[dict] | None = None) -> tuple[torch.Tensor, list[dict]]:
+    def hidden(self, idx: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The stream (B, T, C) after the last block, which `logits` compares with every token.
+
+        `mask`, in place of the network's own: True where a position is seen, broadcasts to (B, nh, T, T). Raises
+        ValueError where T is above `block_size`.
+        """
+        return self._read(idx, [None] * len(self.blocks), mask)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The stream (..., C) -> logits (..., V)."""
+        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+
+    @torch.inference_mode()
+    def step(self, idx: torch.Tensor, state: list[KeyValues] | None = None) -> tuple[torch.Tensor, list[KeyValues]]:
         """Logits (B, T, V) of new tokens only. `state` is the keys and values of all before; None: at the start."""
-        state = [dict(cache) for cache in state] if state else [{} for _ in self.blocks]  # the old one stays valid
-        return self._read(idx, state), state
+        if not self.config.causal:
+            raise ValueError("step: an encoder has none, for a new token changes what it makes of all others")
+        new = [copy.copy(cache) for cache in state] if state else self._empty_state()  # the old one stays valid
+        return self.logits(self._read(idx, new)), new
 
-    def crop(self, state: list[dict], n: int) -> list[dict]:
+    def crop(self, state: list[KeyValues], n: int) -> list[KeyValues]:
         """The state after the first n tokens of those that `state` holds."""
-        return [{name: tensor[:, :, :n] for name, tensor in cache.items()} for cache in state]
+        cropped = [copy.copy(cache) for cache in state]
+        for cache in cropped:
+            cache.n = min(n, cache.n)
+        return cropped
 
     def attention(self, idx: torch.Tensor) -> torch.Tensor:
         """Attention weights of one text, idx (1, T) -> (n_layer, n_head, T, T): row i is where position i looks."""
-        x, rope = self._embed(idx, 0)
+        x, rope, mask = self._embed(idx, 0)
         out = []
         for block in self.blocks:
-            out.append(block.attention.weights(block.norm_1(x), rope)[0])
-            x = block(x, rope)
+            out.append(block.attention.weights(x if block.post else block.norm_1(x), rope, mask)[0])
+            x = block(x, rope, mask)
         return torch.stack(out)
 
-    def _read(self, idx: torch.Tensor, caches: list[dict] | list[None]) -> torch.Tensor:
-        x, rope = self._embed(idx, caches[0]["k"].shape[2] if caches[0] else 0)  # (B, T, C)
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, rope, cache)
-        return F.linear(self.norm(x), self.embedding.weight)  # (B, T, V)
+    def _empty_state(self) -> list[KeyValues]:
+        return [KeyValues(self.config.block_size) for _ in self.blocks]
 
-    def _embed(self, idx: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeddings (B, T, C) and angles of the positions from `start` on."""
+    def _read(self, idx: torch.Tensor, caches: list, mask: torch.Tensor | None = None) -> torch.Tensor:
+        x, rope, mask = self._embed(idx, caches[0].n if caches[0] else 0, mask)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, rope, mask, cache)
+        return self.norm(x)  # (B, T, C)
+
+    def _embed(
+        self, idx: torch.Tensor, start: int, seen: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Embeddings (B, T, C) of the positions from `start` on, their angles, and the mask for their scores."""
         end = start + idx.shape[1]
         if end > self.config.block_size:
             raise ValueError(f"idx: {end} positions; allowed: 1 to block_size = {self.config.block_size}")
         x = self.embedding(idx)
         if self.config.position == "learned":
             x = x + self.position.weight[start:end]
-        return x, self.rope[:, start:end] if self.config.position == "rope" else None
+        elif self.config.position == "sinusoidal":
+            x = x + self.position[start:end]
+        if self.config.embedding_norm:
+            x = self.embedding_norm(x)
+        rope = self.rope[:, start:end] if self.config.position == "rope" else None
+        return x, rope, self._mask(end - start, end, seen)
 
-
-def rope_angles(n_positions: int, head_size: int, base: float) -> torch.Tensor:
-    """The angle by which each pair of features turns at each position, (n_positions, head_size / 2) (Su et al. 2021).
-
-    >>> rope_angles(3, 4, base=100.0).mul(10).round().int().tolist()  # in tenths
-    [[0, 0], [10, 1], [20, 2]]
-    """
-    speeds = base ** -(torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
-    return torch.arange(n_positions, dtype=torch.float32)[:, None] * speeds
-
-
-def rotate(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of features (i, i + hs / 2) of x (B, nh, T, hs) by its angle; rope (2, T, hs / 2): cos, sin."""
-    cos, sin = rope
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+    def _mask(self, T: int, S: int, seen: torch.Tensor | None) -> torch.Tensor | None:
+        """For the last T of S positions: what is added to their scores, or True where they look; None: the default."""
+        bias, device = None, self.embedding.weight.device
+        if self.config.position in ("alibi", "relative"):
+            distance = torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)  # (T, S)
+            if self.config.position == "alibi":
+                bias = -self.slopes[:, None, None] * distance.abs()  # (nh, T, S)
+            else:
+                bias = self.relative(relative_buckets(distance, self.config.causal)).permute(2, 0, 1)  # (nh, T, S)
+        if seen is None and self.config.causal and T > 1 and (bias is not None or T < S):
+            # The fast kernel knows the causal mask of a square; all others are written out.
+            seen = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+        if bias is None or seen is None:
+            return seen if bias is None else bias
+        return bias.masked_fill(~seen, -torch.inf)

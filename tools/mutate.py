@@ -176,16 +176,32 @@ LSTM: cell shown as it is | recurrent.py | recurrent
 + h = o * c
 
 Transformer: no causal mask | transformer.py | transformer
-- is_causal=T == S and T > 1
-+ is_causal=False
+- causal = self.causal and mask is None and T > 1
++ causal = False
 
 Transformer: wrong mask after a cache | transformer.py | transformer
 - .tril(S - T)
 + .tril()
 
 Transformer: scores not divided | transformer.py | transformer
-- scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
-+ scores = q @ k.transpose(2, 3)
+- scores = q @ self.repeat(k)[0].transpose(2, 3) / math.sqrt(q.shape[3])  # (B, nh, T, T)
++ scores = q @ self.repeat(k)[0].transpose(2, 3)
+
+Transformer: a state written over by another | transformer.py | transformer
+- or self.written[0] > self.n:
++ or False:
+
+Transformer: DeepNorm without its factor | transformer.py | transformer
+- (2 * config.n_layer) ** 0.25 if
++ 1.0 if
+
+positions: buckets of T5 all exact | positions.py | transformer
+- torch.where(distance < exact, distance, shared)
++ distance.clamp(max=n_buckets - 1)
+
+positions: ALiBi without the slopes between | positions.py | transformer
+- torch.cat([slopes, between[: n_head - n]])
++ torch.cat([slopes, slopes[: n_head - n]])
 
 recurrent: distances counted from the wrong end | recurrent.py | recurrent
 - .mean(0).flip(0)
