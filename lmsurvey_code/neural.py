@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lmsurvey_code.sampling import normalize
 from lmsurvey_code.tokenizers import Tokenizer
 
 MAX_LOGITS = 1 << 26  # logits computed at a time: 256 MB in float32
@@ -70,8 +71,9 @@ class NeuralLM:
         if self.block_size is not None:
             inputs = inputs[-self.block_size :]
         logits = self._read(inputs, len(inputs) - 1)[0]
-        # float64 for this one row: its probabilities then sum to 1 to the last digits
-        return logits.float().cpu().double().log_softmax(-1).numpy()
+        # float64 for this one row: its probabilities then sum to 1 to the last digits. NumPy, because PyTorch would
+        # wake all its threads for a row as long as a vocabulary.
+        return normalize(logits.float().cpu().numpy())
 
     def log_probs(self, tokens: Sequence[int], *, stride: int | None = None) -> np.ndarray:
         """log p(tokens[i] | tokens[:i]), in nats, shape (len(tokens),), float64.

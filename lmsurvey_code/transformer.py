@@ -13,12 +13,15 @@ hs = head_size.
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from lmsurvey_code.positions import alibi_slopes, relative_buckets, rope_angles, rotate, sinusoids
 
@@ -129,30 +132,44 @@ class Attention(nn.Module):
             cache: earlier positions; it receives the new ones.
         """
         q, k, v = self.heads(x, rope, cache)  # (B, nh, T, hs), (B, nk, S, hs) twice
-        B, nh, T, hs = q.shape
+        T = q.shape[2]
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q.dtype)
         if cache is not None and T == 1:
-            # One new position sees all: the queries that share a key go in as one block, and no key is copied.
-            shared = (self.n_kv_head, nh // self.n_kv_head)
-            mask = None if mask is None else mask.view(*shared, -1)
-            y = F.scaled_dot_product_attention(q.view(B, *shared, hs), k, v, attn_mask=mask).view(B, nh, 1, hs)
+            y = self.look_back(q, k, v, mask)
         else:
             causal = self.causal and mask is None and T > 1
             y = F.scaled_dot_product_attention(q, *self.repeat(k, v), attn_mask=mask, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, T, C)
+
+    def look_back(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """One new position, which sees all: q (B, nh, 1, hs), k and v (B, nk, S, hs) -> (B, nh, 1, hs).
+
+        Three products and no copy: the queries that share a key are the rows of one matrix.
+        """
+        shape, n_group = q.shape, self.n_head // self.n_kv_head
+        q, k, v = q.reshape(-1, n_group, shape[3]), k.flatten(0, 1), v.flatten(0, 1)  # (B nk, group or S, hs)
+        scores = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=shape[3] ** -0.5)
+        if bias is not None:  # (nh, 1, S)
+            scores = scores + bias.view(self.n_kv_head, n_group, -1).repeat(shape[0], 1, 1)
+        return torch.bmm(scores.softmax(-1), v).view(shape)
 
     def heads(
         self, x: torch.Tensor, rope: torch.Tensor | None, cache: KeyValues | None = None
     ) -> tuple[torch.Tensor, ...]:
         """Queries (B, nh, T, hs), keys and values (B, nk, S, hs), where S counts the cached positions too."""
         B, T, _ = x.shape
-        q = self.query(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, nh, T, hs)
-        k = self.key(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)  # (B, nk, T, hs)
-        v = self.value(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)
+        q, k, v = self.project(x)
+        q = q.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, nh, T, hs)
+        k = k.view(B, T, self.n_kv_head, -1).transpose(1, 2)  # (B, nk, T, hs)
+        v = v.view(B, T, self.n_kv_head, -1).transpose(1, 2)
         if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+            q, k = rotate(torch.cat([q, k], dim=1), rope).split([self.n_head, self.n_kv_head], dim=1)
         return (q, k, v) if cache is None else (q, *cache.add(k, v))
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """x (B, T, C) -> queries (B, T, nh hs), keys and values (B, T, nk hs)."""
+        return self.query(x), self.key(x), self.value(x)
 
     def repeat(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Keys or values (B, nk, S, hs) as often as queries share them: (B, nh, S, hs)."""
@@ -191,10 +208,22 @@ class MLP(nn.Module):
         return self.down(self.function(self.gate(x)) * self.up(x))
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * w (Zhang & Sennrich 2019), in float32 inside."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., C) -> (..., C)."""
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        y = x.float()  # the same without a gradient: on a CPU, for one position, in a third of the time
+        scale = torch.linalg.vecdot(y, y).div_(y.shape[-1]).add_(self.eps).rsqrt_()  # (...)
+        return (y * scale[..., None]).to(x.dtype) * self.weight
+
+
 def make_norm(config: TransformerConfig) -> nn.Module:
     """One norm over the stream, (..., C) -> (..., C)."""
     if config.norm == "rms":
-        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        return RMSNorm(config.n_embd, eps=config.norm_eps)
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
@@ -235,23 +264,46 @@ class Transformer(nn.Module):
         self.norm = make_norm(config) if config.norm_position != "post" else nn.Identity()
         if config.embedding_norm:
             self.embedding_norm = make_norm(config)
-        head_size = config.head_size or config.n_embd // config.n_head
         if config.position == "learned":
             self.position = nn.Embedding(config.block_size, config.n_embd)
-        elif config.position == "sinusoidal":
-            self.register_buffer("position", sinusoids(config.block_size, config.n_embd), persistent=False)
         elif config.position == "relative":  # one table for all layers, as in T5
             self.relative = nn.Embedding(32, config.n_head)
-        elif config.position == "alibi":
-            self.register_buffer("slopes", alibi_slopes(config.n_head), persistent=False)
-        elif config.position == "rope":
-            angles = rope_angles(config.block_size, head_size, config.rope_base)
-            self.register_buffer("rope", torch.stack([angles.cos(), angles.sin()]), persistent=False)  # (2, T, hs / 2)
+        self._set_tables()
         self.head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.apply(self._init)
         for block in self.blocks:  # each block starts as the identity
             nn.init.zeros_(block.attention.out.weight)
             nn.init.zeros_(block.mlp.down.weight)
+
+    @classmethod
+    def from_weights(cls, config: TransformerConfig, weights: dict[str, torch.Tensor]) -> "Transformer":
+        """A network that uses these tensors as they are: nothing is drawn at random, and nothing is copied."""
+        return cls.without_weights(config).adopt(weights)
+
+    @classmethod
+    def without_weights(cls, config: TransformerConfig) -> "Transformer":
+        """A network whose weights have shapes and no memory: to count them, or to `adopt` others."""
+        with torch.device("meta"), _NothingDrawn():
+            return cls(config)
+
+    def adopt(self, weights: dict[str, torch.Tensor]) -> "Transformer":
+        """Use these tensors in place of all weights, and be ready to read; gives the network itself."""
+        self._set_tables()
+        self.load_state_dict(weights, assign=True)
+        return self.eval()
+
+    def _set_tables(self) -> None:
+        """What follows from the positions alone."""
+        config = self.config
+        if config.position == "sinusoidal":
+            self.register_buffer("position", sinusoids(config.block_size, config.n_embd), persistent=False)
+        elif config.position == "alibi":
+            self.register_buffer("slopes", alibi_slopes(config.n_head), persistent=False)
+        elif config.position == "rope":
+            angles = rope_angles(
+                config.block_size, config.head_size or config.n_embd // config.n_head, config.rope_base
+            )
+            self.register_buffer("rope", torch.stack([angles.cos(), angles.sin()]), persistent=False)  # (2, T, hs / 2)
 
     @staticmethod
     def _init(module: nn.Module) -> None:
@@ -283,6 +335,13 @@ class Transformer(nn.Module):
             raise ValueError("step: an encoder has none, for a new token changes what it makes of all others")
         new = [copy.copy(cache) for cache in state] if state else self._empty_state()  # the old one stays valid
         return self.logits(self._read(idx, new)), new
+
+    def repeat(self, state: list[KeyValues], n: int) -> list[KeyValues]:
+        """The state of a batch in which each text of `state` stands n times."""
+        new = self._empty_state()
+        for old, repeated in zip(state, new, strict=True):
+            repeated.add(*(tensor.repeat_interleave(n, dim=0) for tensor in old.tensors))
+        return new
 
     def crop(self, state: list[KeyValues], n: int) -> list[KeyValues]:
         """The state after the first n tokens of those that `state` holds."""
@@ -323,7 +382,7 @@ class Transformer(nn.Module):
             x = x + self.position[start:end]
         if self.config.embedding_norm:
             x = self.embedding_norm(x)
-        rope = self.rope[:, start:end] if self.config.position == "rope" else None
+        rope = self.rope[:, start:end].to(x.dtype) if self.config.position == "rope" else None
         return x, rope, self._mask(end - start, end, seen)
 
     def _mask(self, T: int, S: int, seen: torch.Tensor | None) -> torch.Tensor | None:
@@ -341,3 +400,21 @@ class Transformer(nn.Module):
         if bias is None or seen is None:
             return seen if bias is None else bias
         return bias.masked_fill(~seen, -torch.inf)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Inside, the functions of torch.nn.init do nothing: on the device "meta" they would load a compiler."""
+
+    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **kwargs)
+
+
+def n_parameters(config: TransformerConfig) -> int:
+    """How many weights a network has, without making it.
+
+    >>> n_parameters(TransformerConfig(50_257, 1024, 12, 12, 768, position="learned", norm="layer", activation="gelu",
+    ...     bias=True))  # GPT-2
+    124439808
+    """
+    return sum(p.numel() for p in Transformer.without_weights(config).parameters())

@@ -1,0 +1,104 @@
+"""The decoder's step for one new token, written again in NumPy: what an LLM on a CPU does most.
+
+Used by `llm.py`, and explained in the chapter *Opening the LLM*. For one token every product is matrix times vector,
+and the time should be that of reading all weights once. But a layer also has some 40 small operations. PyTorch needs
+several microseconds to start each of them, NumPy about one. The weights, keys and values are those of `transformer.py`,
+not copies.
+
+Not here: other forms of the block than LLaMA's; batches; GPUs. For these the step of `Transformer` is used.
+"""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from lmsurvey_code.transformer import KeyValues, Transformer, TransformerConfig
+
+Product = Callable[[np.ndarray], np.ndarray]  # (in,) -> (out,), both float32
+
+
+class NumpyStepTransformer(Transformer):
+    """A decoder in LLaMA's form whose `step` for one token of one text, on a CPU, runs in NumPy.
+
+    Raises:
+        ValueError: the configuration has another form.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        form = (config.norm, config.norm_position, config.activation, config.position, config.bias, config.tied)
+        if form != ("rms", "pre", "swiglu", "rope", False, True) or config.embedding_norm or not config.causal:
+            raise ValueError(f"config: {config}; allowed: the form of LLaMA, which is the default, with tied weights")
+        super().__init__(config)
+        self._layers: list[tuple] = []  # made at the first step, when the weights are there
+
+    @torch.inference_mode()
+    def step(self, idx: torch.Tensor, state: list[KeyValues] | None = None) -> tuple[torch.Tensor, list[KeyValues]]:
+        """Logits (B, T, V) of new tokens only, and the new state, as in `Transformer.step`."""
+        weight = self.embedding.weight
+        if idx.shape != (1, 1) or not state or weight.device.type != "cpu" or weight.dtype != torch.float32:
+            return super().step(idx, state)
+        if not self._layers:
+            self._layers = [layer_in_numpy(block) for block in self.blocks]
+            self._output = product(self.embedding) if isinstance(self.blocks[0].mlp.down, nn.Linear) else self._by_torch
+        new = [copy.copy(cache) for cache in state]
+        x = self._one_token(int(idx), new)
+        return torch.from_numpy(self._output(x)).view(1, 1, -1), new
+
+    def _by_torch(self, x: np.ndarray) -> np.ndarray:
+        """Logits (V,) by PyTorch: where blocks use its threads, NumPy's own would stand in their way."""
+        return self.logits(torch.from_numpy(x)).numpy()
+
+    def _one_token(self, token: int, state: list[KeyValues]) -> np.ndarray:
+        """The stream (C,) after the last block; `state` receives the new key and value of each layer."""
+        n, nh, nk = state[0].n, self.config.n_head, self.config.n_kv_head or self.config.n_head
+        if n >= self.config.block_size:
+            raise ValueError(f"idx: {n + 1} positions; allowed: 1 to block_size = {self.config.block_size}")
+        cos, sin = self.rope[:, n].numpy()  # (hs / 2,)
+        half, eps = len(cos), self.config.norm_eps
+        x = self.embedding.weight[token].numpy()  # (C,)
+        for (norm_1, qkv, out, norm_2, gate_up, down), cache in zip(self._layers, state, strict=True):
+            heads = qkv(normed(x, norm_1, eps)).reshape(-1, 2 * half)  # (nh + 2 nk, hs): queries, keys, values
+            left, right = heads[: nh + nk, :half], heads[: nh + nk, half:]
+            turned = np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=1)  # (nh + nk, hs)
+            new = torch.from_numpy(turned[nh:]), torch.from_numpy(heads[nh + nk :])
+            k, v = (part[0].numpy() for part in cache.add(*(part[None, :, None] for part in new)))  # (nk, S, hs)
+            q = turned[:nh].reshape(nk, nh // nk, -1) * (2 * half) ** -0.5
+            scores = q @ k.transpose(0, 2, 1)  # (nk, nh / nk, S)
+            scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            found = (scores @ v) / scores.sum(axis=-1, keepdims=True)  # (nk, nh / nk, hs)
+            x = x + out(found.reshape(-1))
+            hidden = gate_up(normed(x, norm_2, eps))  # (2 n_hidden,)
+            gate, up = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
+            x = x + down(gate / (1 + np.exp(-gate)) * up)  # silu(gate) * up
+        return normed(x, self.norm.weight.numpy(), eps)
+
+
+def normed(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """RMSNorm of one position: (C,) -> (C,)."""
+    return x * (np.dot(x, x) / len(x) + eps) ** -0.5 * weight
+
+
+def layer_in_numpy(block: nn.Module) -> tuple:
+    """What a step needs of one block: two norms (C,) and four products."""
+    a, m = block.attention, block.mlp
+    qkv = product(a.qkv) if hasattr(a, "qkv") else product(a.query, a.key, a.value)
+    gate_up = product(m.gate_up) if hasattr(m, "gate_up") else product(m.gate, m.up)
+    norm_1, norm_2 = (norm.weight.detach().numpy() for norm in (block.norm_1, block.norm_2))
+    return norm_1, qkv, product(a.out), norm_2, gate_up, product(m.down)
+
+
+def product(*layers: nn.Module) -> Product:
+    """Some linear layers with the same input as one product; their weights are not copied where they lie together."""
+    if not hasattr(layers[0], "weight"):  # not a plain matrix, such as 4-bit weights
+        (layer,) = layers
+        return lambda x: layer(torch.from_numpy(x)[None])[0].numpy()
+    weights = [layer.weight.detach() for layer in layers]
+    ends = [w.data_ptr() + w.numel() * w.element_size() for w in weights]
+    if all(w.data_ptr() == end for w, end in zip(weights[1:], ends, strict=False)):
+        matrix = weights[0].as_strided((sum(len(w) for w in weights), weights[0].shape[1]), weights[0].stride()).numpy()
+    else:
+        matrix = torch.cat(weights).numpy()
+    return lambda x: matrix @ x
