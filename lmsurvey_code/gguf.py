@@ -7,6 +7,7 @@ integers q that share a scale d, and in Q4_1 also an offset m: w = d q + m.
 Not here: other kinds of blocks than the packaged file has; files in more than one part.
 """
 
+import math
 import struct
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,14 +101,13 @@ def read_gguf(content: bytes) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
             (string(), tuple(number(10) for _ in range(number(4)))[::-1], number(4), number(10))
             for _ in range(n_tensors)
         ]
-        start = -(-at // 32) * 32  # tensors begin at a multiple of 32 bytes
-        return metadata, {name: _stored(content, kind, start + offset, shape) for name, shape, kind, offset in heads}
-    except (struct.error, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"content: no complete GGUF file ({error}); get the file again") from error
-
-
-def _stored(content: bytes, kind: int, at: int, shape: tuple[int, ...]) -> StoredTensor:
-    if kind not in BLOCKS:
-        raise ValueError(f"GGUF tensor of type {kind}; allowed: 0 (F32), 3 (Q4_1), 8 (Q8_0)")
-    name, layout, n_weights = BLOCKS[kind]
-    return StoredTensor(name, shape, np.frombuffer(content, layout, int(np.prod(shape)) // n_weights, at))
+        if unknown := {kind for _, _, kind, _ in heads} - set(BLOCKS):
+            raise ValueError(f"tensors of type {min(unknown)}; allowed: 0 (F32), 3 (Q4_1), 8 (Q8_0)")
+        start, tensors = -(-at // 32) * 32, {}  # tensors begin at a multiple of 32 bytes
+        for name, shape, kind, offset in heads:
+            kind_name, layout, n_weights = BLOCKS[kind]
+            blocks = np.frombuffer(content, layout, math.prod(shape) // n_weights, start + offset)
+            tensors[name] = StoredTensor(kind_name, shape, blocks)
+    except (struct.error, KeyError, ValueError) as error:
+        raise ValueError(f"content: no complete GGUF file of the kinds that are read here ({error})") from error
+    return metadata, tensors

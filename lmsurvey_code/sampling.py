@@ -1,8 +1,8 @@
 """One sampler for every stage: it needs nothing of a model but `next_log_probs`.
 
 Used by every chapter with samples. Each rule is a function from log-probabilities to log-probabilities, so rules
-combine by calling one after the other. Top-k follows Fan, Lewis & Dauphin (2018), top-p (nucleus) sampling follows
-Holtzman et al. (2020).
+combine by calling one after the other. Top-k follows Fan, Lewis & Dauphin (2018), top-p (nucleus) sampling Holtzman et
+al. (2020), min-p Nguyen et al. (2024), the repetition penalty Keskar et al. (2019).
 """
 
 from collections.abc import Sequence
@@ -42,6 +42,28 @@ def keep_top_p(log_probs: np.ndarray, top_p: float) -> np.ndarray:
     return _keep(log_probs, order[before < top_p])  # the first token always stays: nothing is before it
 
 
+def keep_min_p(log_probs: np.ndarray, min_p: float) -> np.ndarray:
+    """Keep the tokens at least `min_p` times as likely as the most likely one, normalized, shape (vocab_size,)."""
+    if not 0 < min_p <= 1:
+        raise ValueError(f"min_p: {min_p}; allowed: above 0, up to 1")
+    log_probs = np.asarray(log_probs)
+    return _keep(log_probs, np.flatnonzero(log_probs >= log_probs.max() + np.log(min_p)))
+
+
+def penalize_repetition(log_probs: np.ndarray, tokens: Sequence[int], penalty: float) -> np.ndarray:
+    """Raise the probability of each of `tokens` to the power `penalty`, normalized, shape (vocab_size,).
+
+    Keskar et al. divide the logits of these tokens. That would depend on a constant that all logits may share, so here
+    log-probabilities are multiplied.
+    """
+    if not 1 <= penalty < np.inf:
+        raise ValueError(f"penalty: {penalty}; allowed: 1 (none) or more")
+    out = np.array(log_probs, dtype=np.float64)
+    seen = np.unique(np.asarray(tokens, dtype=np.int64))
+    out[seen] *= penalty
+    return normalize(out)
+
+
 def _keep(log_probs: np.ndarray, kept: np.ndarray) -> np.ndarray:
     out = np.full(len(log_probs), -np.inf)
     out[kept] = log_probs[kept]
@@ -56,6 +78,8 @@ def generate(
     temperature: float | None = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
     stop: Sequence[str] = (),
     seed: int = 0,
 ) -> str:
@@ -66,7 +90,9 @@ def generate(
         prompt: the text to continue; empty: from the start of a document.
         max_new_tokens: how many tokens to draw at most. The model's `end_token`, where it has one, ends earlier.
         temperature: see `apply_temperature`; None: greedy, always the most likely token.
-        top_k: see `keep_top_k`. top_p: see `keep_top_p`. Both work on the distribution after the temperature.
+        top_k: see `keep_top_k`. top_p: see `keep_top_p`. min_p: see `keep_min_p`. All work on the distribution after
+            the temperature.
+        repetition_penalty: see `penalize_repetition`, for all tokens so far; before the temperature.
         stop: the text ends before the first of these strings.
         seed: the same seed gives the same text.
 
@@ -81,22 +107,22 @@ def generate(
     end_token = getattr(model, "end_token", None)
     for _ in range(max_new_tokens):
         log_probs = model.next_log_probs(tokens)
+        if repetition_penalty != 1:
+            log_probs = penalize_repetition(log_probs, tokens, repetition_penalty)
         if temperature is None:
             token = int(np.argmax(log_probs))
         else:
             log_probs = apply_temperature(log_probs, temperature)
-            if top_k is not None:
-                log_probs = keep_top_k(log_probs, top_k)
-            if top_p is not None:
-                log_probs = keep_top_p(log_probs, top_p)
+            for keep, value in ((keep_top_k, top_k), (keep_top_p, top_p), (keep_min_p, min_p)):
+                log_probs = log_probs if value is None else keep(log_probs, value)
             token = draw(log_probs, rng)
         if token == end_token:
             break
         tokens.append(token)
-        text = model.tokenizer.decode(tokens[n_prompt:])
-        cuts = [text.index(s) for s in stop if s in text]
-        if cuts:
-            return text[: min(cuts)]
+        if stop:
+            text = model.tokenizer.decode(tokens[n_prompt:])
+            if cuts := [text.index(s) for s in stop if s in text]:
+                return text[: min(cuts)]
     return model.tokenizer.decode(tokens[n_prompt:])
 
 

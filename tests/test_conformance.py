@@ -53,11 +53,12 @@ def network(kind: str) -> nn.Module:
     return net
 
 
-def tiny_llm() -> LLM:
-    """A Llama of two layers and a byte-level tokenizer, as `open_llm` puts them together."""
+def tiny_llm(own: bool) -> LLM:
+    """A Llama of two layers, on our own code or in transformers, and a byte-level tokenizer, as `open_llm` does it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lmsurvey_code.llm import _byte_level_tokenizer
+    from lmsurvey_code.llm import HFNet, _byte_level_tokenizer
+    from lmsurvey_code.numpy_step import NumpyStepTransformer
     from lmsurvey_code.tokenizers import HFTokenizer
 
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -66,6 +67,12 @@ def tiny_llm() -> LLM:
     hf_tokenizer = _byte_level_tokenizer(
         {f"tokenizer.ggml.{key}": value for key, value in about.items()} | {"tokenizer.chat_template": ""}
     )
+    torch.manual_seed(0)
+    if own:
+        net = NumpyStepTransformer(TransformerConfig(258, 16, n_layer=2, n_head=2, n_embd=16, n_kv_head=1)).eval()
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.4)
+        return LLM(net, HFTokenizer(hf_tokenizer, 258), "tiny")
     config = LlamaConfig(
         vocab_size=258,
         hidden_size=16,
@@ -75,8 +82,7 @@ def tiny_llm() -> LLM:
         max_position_embeddings=16,
         initializer_range=0.5,
     )
-    torch.manual_seed(0)
-    return LLM(LlamaForCausalLM(config), HFTokenizer(hf_tokenizer, 258), "tiny", None, "cpu")
+    return LLM(HFNet(LlamaForCausalLM(config)), HFTokenizer(hf_tokenizer, 258), "tiny")
 
 
 def from_a_file() -> BackoffLM:
@@ -101,7 +107,8 @@ MODELS = {
     "NeuralLM, LSTM": lambda: NeuralLM(network("lstm"), ByteTokenizer(), None),
     "NeuralLM, GRU": lambda: NeuralLM(network("gru"), ByteTokenizer(), None),
     "NeuralLM, RNN": lambda: NeuralLM(network("rnn"), ByteTokenizer(), None),
-    "LLM": tiny_llm,
+    "LLM, own": lambda: tiny_llm(own=True),
+    "LLM, transformers": lambda: tiny_llm(own=False),
 }
 
 

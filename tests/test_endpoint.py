@@ -21,7 +21,7 @@ import pytest
 
 from lmsurvey_code.hosted import HostedLLM, LLMError
 from lmsurvey_code.language_model import LanguageModel, TextGenerator, score
-from lmsurvey_code.llm import open_llm
+from lmsurvey_code.llm import GGUF_FILE, SMOLLM2, open_llm
 
 KEY = "sk-test-0123456789abcdef"
 SETTINGS = {
@@ -415,8 +415,10 @@ def test_open_llm_takes_the_endpoint_from_the_environment(serve, monkeypatch):
 @pytest.mark.timeout(180)
 def test_a_real_server_answers_as_the_model_does(tmp_path, monkeypatch):
     """`transformers serve` with the packaged model, against the model itself behind its chat template."""
+    from transformers import AutoModelForCausalLM
+
     model = open_llm(quiet=True)
-    model.net.hf.save_pretrained(tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(SMOLLM2.folder(), gguf_file=GGUF_FILE).save_pretrained(tmp_path / "model")
     model.tokenizer.hf.save_pretrained(tmp_path / "model")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

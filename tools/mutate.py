@@ -235,8 +235,8 @@ endpoint: the key in a message | hosted.py | endpoint
 - line.replace(self._key(), "<key>") if self._key() else line
 + line
 
-LLM: SHA-256 not checked | llm.py | llm
-- if found != GGUF_SHA256:
+LLM: SHA-256 not checked | packaged.py | llm
+- if found != self.sha256[file]:
 + if False:
 
 word vectors: a window leaves its paragraph | word_vectors.py | word_vectors

@@ -251,20 +251,19 @@ def write_greedily(prompts: list[str], max_new_tokens: int, n_batch: int = 25) -
     tokens = {prompt: [model.start_token, *model.tokenizer.encode(prompt)] for prompt in prompts}
     n_shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*tokens.values(), strict=False))))
     n_shared = min(n_shared, min(map(len, tokens.values())) - 1)  # at least one token is left to read
-    start = tokens[prompts[0]][:n_shared]
+    _, shared = model.net.step(torch.tensor([tokens[prompts[0]][:n_shared]]))
     by_length = sorted(tokens, key=lambda prompt: len(tokens[prompt]))
-    with torch.inference_mode():
-        for _, same in groupby(by_length, key=lambda prompt: len(tokens[prompt])):
-            for batch in [group[i : i + n_batch] for group in [list(same)] for i in range(0, len(group), n_batch)]:
-                state = model.net.step(torch.tensor([start]), None)[1]
-                state.batch_repeat_interleave(len(batch))
-                idx, new = torch.tensor([tokens[prompt][n_shared:] for prompt in batch]), []
-                for _ in range(max_new_tokens):
-                    logits, state = model.net.step(idx, state)
-                    new.append(idx := logits[:, -1:].argmax(-1))  # (B, 1)
-                for prompt, ids in zip(batch, torch.cat(new, 1).tolist(), strict=True):
-                    ids = ids[: ids.index(model.end_token)] if model.end_token in ids else ids
-                    written[prompt] = model.tokenizer.decode(ids)
+    for _, same in groupby(by_length, key=lambda prompt: len(tokens[prompt])):
+        group = list(same)
+        for batch in (group[i : i + n_batch] for i in range(0, len(group), n_batch)):
+            state = model.net.repeat(shared, len(batch))
+            idx, new = torch.tensor([tokens[prompt][n_shared:] for prompt in batch]), []
+            for _ in range(max_new_tokens):
+                logits, state = model.net.step(idx, state)
+                new.append(idx := logits[:, -1:].argmax(-1))  # (B, 1)
+            for prompt, ids in zip(batch, torch.cat(new, 1).tolist(), strict=True):
+                ids = ids[: ids.index(model.end_token)] if model.end_token in ids else ids
+                written[prompt] = model.tokenizer.decode(ids)
     return [written[prompt] for prompt in prompts]
 
 
