@@ -19,8 +19,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.numpy_step import NumpyStepTransformer
 from lmsurvey_code.packaged import PackagedModel, is_shown, say
 from lmsurvey_code.quantized import INT4_KERNEL, int4_transformer
-from lmsurvey_code.sampling import generate
+from lmsurvey_code.sampling import generate, normalize
 from lmsurvey_code.tokenizers import HFTokenizer
 from lmsurvey_code.transformer import Transformer, TransformerConfig, n_parameters
 
@@ -323,3 +324,53 @@ def _byte_level_tokenizer(metadata: dict[str, Any]) -> Any:
         chat_template=metadata["tokenizer.chat_template"],
         clean_up_tokenization_spaces=False,
     )
+
+
+# ---- many texts at a time ----
+
+Choice = Callable[[np.ndarray, list[int]], int]  # log-probs (V,) and the tokens so far -> the next token
+
+
+def write_many(
+    model: LLM, prompts: Sequence[str], max_new_tokens: int, choose: Choice | None = None, n_batch: int = 25
+) -> list[list[int]]:
+    """The new tokens after each prompt, up to the model's end token: for the packaged model, many texts in one pass.
+
+    The beginning that all prompts share is read once. Prompts of equal length then share a batch, without padding.
+
+    Args:
+        model: the packaged model, or another `LLM` on the book's own `Transformer`.
+        prompts: the texts to continue.
+        max_new_tokens: how many at most.
+        choose: the next token of one text, such as a draw; default: the most likely one.
+        n_batch: texts in a batch.
+
+    Raises:
+        ValueError: there is no prompt, or the model runs in transformers.
+    """
+    if not prompts or not isinstance(model.net, Transformer):
+        what = f"prompts: {len(prompts)}" if not prompts else f"model: {model.name} runs in transformers"
+        raise ValueError(f"{what}; allowed: one prompt or more, to the packaged model")
+    tokens = [[model.start_token, *model.tokenizer.encode(prompt)] for prompt in prompts]
+    n_shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*tokens, strict=False))))
+    n_shared = min(n_shared, min(map(len, tokens)) - 1)  # at least one token is left to read
+    shared = model.net.step(torch.tensor([tokens[0][:n_shared]]))[1] if n_shared else None
+    written: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(tokens[i]))
+    for _, same in groupby(order, key=lambda i: len(tokens[i])):
+        group = list(same)
+        for batch in (group[i : i + n_batch] for i in range(0, len(group), n_batch)):
+            idx = torch.tensor([tokens[i][n_shared:] for i in batch])  # (B, T)
+            state = model.net.repeat(shared, len(batch)) if shared else None
+            for _ in range(max_new_tokens):
+                logits, state = model.net.step(idx, state)
+                if choose is None:
+                    new = logits[:, -1].argmax(-1).tolist()
+                else:
+                    rows = (normalize(row) for row in logits[:, -1].float().numpy())
+                    new = [choose(row, tokens[i] + written[i]) for row, i in zip(rows, batch, strict=True)]
+                for i, token in zip(batch, new, strict=True):
+                    written[i].append(token)
+                idx = torch.tensor(new)[:, None]  # (B, 1)
+    end = model.end_token
+    return [found[: found.index(end)] if end in found else found for found in written]

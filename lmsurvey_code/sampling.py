@@ -70,6 +70,27 @@ def _keep(log_probs: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return normalize(out)
 
 
+def choose_token(
+    log_probs: np.ndarray,
+    tokens: Sequence[int],
+    rng: np.random.Generator,
+    temperature: float | None = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+) -> int:
+    """The token after `tokens`, with distribution `log_probs` (vocab_size,); the settings as in `generate`."""
+    if repetition_penalty != 1:
+        log_probs = penalize_repetition(log_probs, tokens, repetition_penalty)
+    if temperature is None:
+        return int(np.argmax(log_probs))
+    log_probs = apply_temperature(log_probs, temperature)
+    for keep, value in ((keep_top_k, top_k), (keep_top_p, top_p), (keep_min_p, min_p)):
+        log_probs = log_probs if value is None else keep(log_probs, value)
+    return draw(log_probs, rng)
+
+
 def generate(
     model: LanguageModel,
     prompt: str = "",
@@ -106,16 +127,9 @@ def generate(
     n_prompt = len(tokens)
     end_token = getattr(model, "end_token", None)
     for _ in range(max_new_tokens):
-        log_probs = model.next_log_probs(tokens)
-        if repetition_penalty != 1:
-            log_probs = penalize_repetition(log_probs, tokens, repetition_penalty)
-        if temperature is None:
-            token = int(np.argmax(log_probs))
-        else:
-            log_probs = apply_temperature(log_probs, temperature)
-            for keep, value in ((keep_top_k, top_k), (keep_top_p, top_p), (keep_min_p, min_p)):
-                log_probs = log_probs if value is None else keep(log_probs, value)
-            token = draw(log_probs, rng)
+        token = choose_token(
+            model.next_log_probs(tokens), tokens, rng, temperature, top_k, top_p, min_p, repetition_penalty
+        )
         if token == end_token:
             break
         tokens.append(token)

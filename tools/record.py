@@ -8,6 +8,7 @@ prompting_labels    how sure the LLM is of each of two labels, for many prompts 
 prompting_answers   what the LLM writes, for many prompts (chapter Prompting)
 evaluating          windows, choices, passages and leaks (chapter Evaluating)
 evaluating_years    each address: what its middle costs the LLM, and a counter that has not read it
+decoding            ways of choosing the next token, compared on texts that the LLM writes (chapter Decoding)
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 """
 
@@ -19,7 +20,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from itertools import groupby, takewhile
 from typing import Any
 
 import numpy as np
@@ -240,31 +240,11 @@ def label_margins(template: str, options: tuple[str, str], demonstrations: list)
     }
 
 
-def write_greedily(prompts: list[str], max_new_tokens: int, n_batch: int = 25) -> list[str]:
-    """What the packaged LLM writes after each prompt, until the end of the line: many at a time, for speed.
+def write_greedily(prompts: list[str], max_new_tokens: int) -> list[str]:
+    """What the packaged LLM writes after each prompt, taking the most likely token each time."""
+    from lmsurvey_code.llm import write_many
 
-    The beginning that all prompts share is read once. Prompts of equal length then share a batch, without padding.
-    """
-    import torch
-
-    model, written = packaged(), {}
-    tokens = {prompt: [model.start_token, *model.tokenizer.encode(prompt)] for prompt in prompts}
-    n_shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*tokens.values(), strict=False))))
-    n_shared = min(n_shared, min(map(len, tokens.values())) - 1)  # at least one token is left to read
-    _, shared = model.net.step(torch.tensor([tokens[prompts[0]][:n_shared]]))
-    by_length = sorted(tokens, key=lambda prompt: len(tokens[prompt]))
-    for _, same in groupby(by_length, key=lambda prompt: len(tokens[prompt])):
-        group = list(same)
-        for batch in (group[i : i + n_batch] for i in range(0, len(group), n_batch)):
-            state = model.net.repeat(shared, len(batch))
-            idx, new = torch.tensor([tokens[prompt][n_shared:] for prompt in batch]), []
-            for _ in range(max_new_tokens):
-                logits, state = model.net.step(idx, state)
-                new.append(idx := logits[:, -1:].argmax(-1))  # (B, 1)
-            for prompt, ids in zip(batch, torch.cat(new, 1).tolist(), strict=True):
-                ids = ids[: ids.index(model.end_token)] if model.end_token in ids else ids
-                written[prompt] = model.tokenizer.decode(ids)
-    return [written[prompt] for prompt in prompts]
+    return [packaged().tokenizer.decode(ids) for ids in write_many(packaged(), prompts, max_new_tokens)]
 
 
 def answers(task: Any, demonstrations: list, template: str = "", max_new_tokens: int = 8) -> dict[str, Any]:
@@ -535,6 +515,49 @@ def tokens() -> dict[str, Run]:
     return runs
 
 
+# ---- decoding ----
+
+N_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, N_SAMPLES = 24, 32, 48, 4
+DECODING: dict[str, dict[str, float | None]] = {  # settings of `sampling.generate`
+    "greedy": {"temperature": None},
+    "greedy, penalty 1.2": {"temperature": None, "repetition_penalty": 1.2},
+    **{f"temperature {t}": {"temperature": t} for t in (0.5, 0.7, 1.0, 1.3)},
+    **{f"top-k {k}": {"top_k": k} for k in (10, 50)},
+    **{f"top-p {p}": {"top_p": p} for p in (0.5, 0.9)},
+    **{f"min-p {p}": {"min_p": p} for p in (0.05, 0.2)},
+    "top-p 0.9, penalty 1.2": {"top_p": 0.9, "repetition_penalty": 1.2},
+}
+
+
+def decoding_run(name: str) -> Run:
+    """Statistics of what the LLM writes after the beginnings of paragraphs of the valid texts, in one way of choosing.
+
+    "people" is what stands in the texts there, "beam 4" a beam search of that width.
+    """
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.decoding import continuations, paragraph_starts, statistics_of
+        from lmsurvey_code.sampling import beam_search
+
+        model = packaged()
+        starts = paragraph_starts(model.tokenizer, N_PROMPTS, PROMPT_TOKENS, NEW_TOKENS)
+        prompts = [prompt for prompt, _ in starts]
+        if name == "people":
+            written = [[model.tokenizer.encode(prompt + rest)[PROMPT_TOKENS:]] for prompt, rest in starts]
+        elif name == "beam 4":
+            best = [beam_search(model, prompt, max_new_tokens=NEW_TOKENS, n_beams=4)[0][0] for prompt in prompts]
+            written = [
+                [model.tokenizer.encode(prompt + text)[PROMPT_TOKENS:]]
+                for prompt, text in zip(prompts, best, strict=True)
+            ]
+        else:
+            n_samples = 1 if DECODING[name].get("temperature", 1.0) is None else N_SAMPLES
+            written = continuations(model, prompts, NEW_TOKENS, DECODING[name], n_samples)
+        return {"settings": DECODING.get(name, {})} | statistics_of(model, prompts, written)
+
+    return run
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -556,6 +579,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "evaluating": evaluating,
     "evaluating_years": evaluating_years,
     "tokens": tokens,
+    "decoding": lambda: {name: decoding_run(name) for name in ("people", "beam 4", *DECODING)},
 }
 
 
