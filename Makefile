@@ -49,6 +49,8 @@ results: env ## record the runs that take long, and resume where they stopped (N
 
 bench: env ## time the book's code beside the field's tools, which it installs (NAME=ngram: one file of benchmarks/)
 	@$(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[peers]"
+	@$(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[llama]" || \
+		echo "llama.cpp could not be compiled: its row will say so"
 	@$(PY) -m benchmarks $(NAME)
 
 mutate: env ## break the code in small ways, one at a time; every break must make a test fail

@@ -579,7 +579,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "evaluating": evaluating,
     "evaluating_years": evaluating_years,
     "tokens": tokens,
-    "decoding": lambda: {name: decoding_run(name) for name in ("people", "beam 4", *DECODING)},
+    "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
 }
 
 
