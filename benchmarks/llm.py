@@ -1,4 +1,4 @@
-"""The packaged LLM on this book's code, beside transformers and llama.cpp: opening it, and writing one token at a time.
+"""The packaged LLM on this book's code, beside transformers and llama.cpp: opening it, and writing token by token.
 
 All write 128 tokens after the same 64, the most likely one each time. llama.cpp computes with the file's own 4 bits, and
 is an extra that is compiled when it is installed: where it is missing, its row says so.
@@ -6,7 +6,6 @@ is an extra that is compiled when it is installed: where it is missing, its row 
 
 import subprocess
 import sys
-
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,6 @@ def decode_rows() -> list[dict[str, Any]]:
         lambda: hf.generate(idx, **options),
         lambda: [w @ vectors[w.shape[1]] for _ in range(N_NEW) for w in matrices],
     )
-    del hf
     rows = [
         {"name": f"{name}float32", "peer": N_NEW / theirs, "peer_name": "transformers, generate"},
         {
