@@ -1,6 +1,6 @@
 """The packaged LLM on this book's code, beside transformers and llama.cpp: opening it, and writing token by token.
 
-All write 128 tokens after the same 64, the most likely one each time. llama.cpp computes with the file's own 4 bits, and
+All write 128 tokens after the same 64, the most likely one each time. llama.cpp computes with the file's own 4 bits. It
 is an extra that is compiled when it is installed: where it is missing, its row says so.
 """
 
