@@ -203,6 +203,30 @@ positions: ALiBi without the slopes between | positions.py | transformer
 - torch.cat([slopes, between[: n_head - n]])
 + torch.cat([slopes, slopes[: n_head - n]])
 
+gguf: the halves of a byte swapped | gguf.py | gguf
+- [q & 15, q >> 4]
++ [q >> 4, q & 15]
+
+NumPy step: keys not rotated | numpy_step.py | numpy_step
+- torch.from_numpy(turned[nh:])
++ torch.from_numpy(heads[nh : nh + nk])
+
+NumPy step: the gate without its function | numpy_step.py | numpy_step
+- gate / (1 + np.exp(-gate)) * up
++ gate * up
+
+4 bits: the zero point forgotten | quantized.py | numpy_step
+- torch.stack([d, m + 8 * d], dim=-1)
++ torch.stack([d, m], dim=-1)
+
+sampling: min-p of 1 | sampling.py | sampling
+- log_probs.max() + np.log(min_p)
++ log_probs.max()
+
+sampling: each occurrence punished | sampling.py | sampling
+- out[seen] *= penalty
++ np.multiply.at(out, np.asarray(tokens, dtype=np.int64), penalty)
+
 recurrent: distances counted from the wrong end | recurrent.py | recurrent
 - .mean(0).flip(0)
 + .mean(0)
