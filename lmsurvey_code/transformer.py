@@ -6,7 +6,7 @@ form of LLaMA (Touvron et al. 2023): RMSNorm before each part (Zhang & Sennrich 
 gives the same logits as transformers' GPT-2, LLaMA, BLOOM and BERT.
 
 Not here: the ways to know positions (`positions.py`), training (`training.py`), scoring and sampling (`neural.py`,
-`sampling.py`), mixtures of experts (chapter *The Transformer*). There is no dropout.
+`sampling.py`), mixtures of experts (chapter *Variants of the Transformer*). There is no dropout.
 Shapes: B texts, T new tokens, S tokens to look at, C = n_embd, V = vocab_size, nh = n_head, nk = n_kv_head,
 hs = head_size.
 """

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from lmsurvey_code.transformer import Transformer, TransformerConfig
 
 E, A, B, ALPHA, BETA = 1.69, 406.4, 410.7, 0.34, 0.28
 COMPUTE = 5.76e23
@@ -37,3 +40,14 @@ def test_a_search_finds_the_derived_sizes():
 @pytest.mark.parametrize("a", [BETA / (ALPHA + BETA), ALPHA / (ALPHA + BETA)])
 def test_the_page_has_these_numbers(a):
     assert row(a) in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_number_of_biases_that_llama_would_have():
+    counts = {}
+    for bias in (False, True):
+        sizes = {"n_layer": 80, "n_head": 64, "n_embd": 8192, "n_hidden": 22_016}
+        with torch.device("meta"):  # shapes without memory
+            net = Transformer(TransformerConfig(32_000, 2048, tied=False, bias=bias, **sizes))
+        counts[bias] = sum(p.numel() for p in net.parameters())
+    n_biases, page = counts[True] - counts[False], PAGE.read_text(encoding="utf-8")
+    assert f"{n_biases:,} more, {n_biases / counts[False]:.3%} of its {counts[False] / 1e9:.1f} billion" in page

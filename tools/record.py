@@ -10,6 +10,7 @@ evaluating          windows, choices, passages and leaks (chapter Evaluating)
 evaluating_years    each address: what its middle costs the LLM, and a counter that has not read it
 decoding            ways of choosing the next token, compared on texts that the LLM writes (chapter Decoding)
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
+variants            the small Transformer with one setting changed at a time (chapter Variants of the Transformer)
 """
 
 import ast
@@ -558,6 +559,74 @@ def decoding_run(name: str) -> Run:
     return run
 
 
+# ---- variants ----
+
+UNGATED = 528  # width of an MLP of two matrices with as many weights as the gated one of three, whose width is 352
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "post-norm": {"norm_position": "post"},
+    "sandwich norm": {"norm_position": "sandwich"},
+    "DeepNorm": {"norm": "deep", "norm_position": "post"},
+    "LayerNorm": {"norm": "layer"},
+    "ReLU": {"activation": "relu", "n_hidden": UNGATED},
+    "GeLU": {"activation": "gelu", "n_hidden": UNGATED},
+    "Swish": {"activation": "swish", "n_hidden": UNGATED},
+    "GeGLU": {"activation": "geglu"},
+    "learned positions": {"position": "learned"},
+    "sinusoidal positions": {"position": "sinusoidal"},
+    "relative positions": {"position": "relative"},
+    "ALiBi": {"position": "alibi"},
+    "no positions": {"position": "none"},
+    "multi-query": {"n_kv_head": 1},
+}
+
+
+def variant(name: str, changes: dict[str, Any], seed: int, n_steps: int = 150) -> Run:
+    """The small Transformer with these changes, trained for `n_steps`, on the newest valid text.
+
+    Where positions are changed, windows longer than those of training are scored too, on a part of it.
+    """
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.evaluation import excerpt
+        from lmsurvey_code.neural import NeuralLM
+        from lmsurvey_code.recipes import TRANSFORMER, TRANSFORMER_TRAINING, small_tokenizer
+        from lmsurvey_code.training import join_documents, set_seed, train
+        from lmsurvey_code.transformer import Transformer
+
+        corpus, tokenizer, config = load_corpus(), small_tokenizer(), replace(TRANSFORMER, **changes)
+        set_seed(seed)
+        net = Transformer(config)
+        train(
+            net,
+            join_documents(tokenizer, texts(corpus.train)),
+            replace(TRANSFORMER_TRAINING, n_steps=n_steps, seed=seed),
+        )
+        text = corpus.valid[-1].text
+        found = {"valid": round(score(NeuralLM(net, tokenizer, config.block_size), text).bits_per_byte, 4)}
+        if name == "default" or "position" in changes:
+            found["by_window"] = {}
+            for window in (64, 128, 256, 512):
+                if window <= config.block_size or config.position != "learned":
+                    longer = Transformer(replace(config, block_size=max(window, config.block_size)))
+                    longer.load_state_dict(net.state_dict())
+                    result = score(NeuralLM(longer, tokenizer, window), excerpt(text, 12_000), stride=64)
+                    found["by_window"][window] = round(result.bits_per_byte, 4)
+        n_params = sum(p.numel() for p in net.parameters())
+        return {"setting": name, "changes": changes, "seed": seed, "n_steps": n_steps, "n_params": n_params} | found
+
+    return run
+
+
+def variants() -> dict[str, Run]:
+    """Each change with three seeds; and the default with half as many steps again, to compare sizes of effects."""
+    runs: dict[str, Run] = {}
+    for seed in range(3):
+        runs |= {f"{name}, seed {seed}": variant(name, changes, seed) for name, changes in VARIANTS.items()}
+        runs[f"225 steps, seed {seed}"] = variant("225 steps", {}, seed, n_steps=225)
+    return runs
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -580,6 +649,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "evaluating_years": evaluating_years,
     "tokens": tokens,
     "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
+    "variants": variants,
 }
 
 
