@@ -9,6 +9,7 @@ prompting_answers   what the LLM writes, for many prompts (chapter Prompting)
 evaluating          windows, choices, passages and leaks (chapter Evaluating)
 evaluating_years    each address: what its middle costs the LLM, and a counter that has not read it
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
+fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
 """
 
 import ast
@@ -536,6 +537,38 @@ def tokens() -> dict[str, Run]:
     return runs
 
 
+# ---- fine-tuning ----
+
+
+def by_labels(method: str, n_labels: int, n_draws: int) -> Run:
+    """For each draw of the labelled texts, whether each text of test gets the right label: "1" or "0"."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.fine_tuning import learn_and_test
+
+        draws = [learn_and_test(method, n_labels, draw) for draw in range(n_draws)]
+        return {
+            "method": method,
+            "n_labels": n_labels,
+            "accuracy": round(float(np.mean(draws)), 4),
+            "correct": ["".join("01"[int(right)] for right in draw) for draw in draws],
+        }
+
+    return run
+
+
+def fine_tuning() -> dict[str, Run]:
+    """Every method with 8 to 2,048 labels, five draws; the large network with all its weights: fewer."""
+    from lmsurvey_code.fine_tuning import METHODS
+
+    runs: dict[str, Run] = {}
+    for method in METHODS:
+        large = method == "MiniLM, fine-tuned"
+        for n in (32, 128, 512) if large else (8, 32, 128, 512, 2048):
+            runs[f"{method}, {n} labels"] = by_labels(method, n, 2 if large else 5)
+    return runs
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -557,6 +590,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "evaluating": evaluating,
     "evaluating_years": evaluating_years,
     "tokens": tokens,
+    "fine_tuning": fine_tuning,
 }
 
 
