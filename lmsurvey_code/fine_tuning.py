@@ -18,14 +18,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lmsurvey_code.corpus import load_corpus
+from lmsurvey_code.corpus import Document, load_corpus
 from lmsurvey_code.masked import Encoder, mask_tokens, open_encoder, pad, pooled
 from lmsurvey_code.recipes import TRANSFORMER, TRANSFORMER_TRAINING, small_tokenizer
 from lmsurvey_code.training import TrainConfig, draw_batch, join_documents, set_seed, train
 from lmsurvey_code.transformer import Transformer
 
 N_WORDS, START, MASK = 20, 0, 1  # words of a text that are read; bytes 0 and 1 occur in no text, so they are free
-PRETRAINING = replace(TRANSFORMER_TRAINING, n_steps=400, recency=0.0)  # old and new texts alike
+PRETRAINING = replace(TRANSFORMER_TRAINING, n_steps=600, recency=0.0)  # old and new texts alike
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,24 @@ class Labelled:
     years: np.ndarray
 
 
+def documents_of(part: str) -> list[Document]:
+    """Of every five years in a row, three are for "train", one for "test" and one for "valid"."""
+    years = sorted({document.year for document in load_corpus().documents})
+    place = dict(zip(years, ("train", "train", "test", "train", "valid") * len(years), strict=False))
+    return [document for document in load_corpus().documents if place[document.year] == part]
+
+
 @cache
 def century_task() -> dict[str, Labelled]:
     """The first 20 words of a paragraph: 0 from before 1900, 1 from 1900 or later; as many of each.
 
-    "train" (4,096 texts), "valid" and "test" (400 each) share no address: of five addresses in a row, three are in
-    train, one in valid, one in test. The order of the texts is random.
+    "train" (4,096 texts), "valid" and "test" (400 each) share no year, as some years have two versions of an address.
+    The order of the texts is random.
     """
     rng, out = np.random.default_rng(0), {}
-    for name, places, n in (("train", (0, 1, 3), 4096), ("valid", (4,), 400), ("test", (2,), 400)):
+    for name, n in (("train", 4096), ("valid", 400), ("test", 400)):
         kinds: tuple[list, list] = ([], [])
-        for document in [d for i, d in enumerate(load_corpus().documents) if i % 5 in places]:
+        for document in documents_of(name):
             for paragraph in document.paragraphs:
                 if len(words := paragraph.split()) >= N_WORDS:
                     kinds[document.year >= 1900].append((" ".join(words[:N_WORDS]), document.year))
@@ -60,8 +67,7 @@ def century_task() -> dict[str, Labelled]:
 
 def unlabelled_tokens() -> np.ndarray:
     """The addresses of the task's "train" as one row of tokens: what may be read before the task is known."""
-    documents = [d for i, d in enumerate(load_corpus().documents) if i % 5 in (0, 1, 3)]
-    return join_documents(small_tokenizer(), [d.text for d in documents], START)
+    return join_documents(small_tokenizer(), [document.text for document in documents_of("train")], START)
 
 
 def masked_batch(data: torch.Tensor, config: TrainConfig, at: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,8 +76,8 @@ def masked_batch(data: torch.Tensor, config: TrainConfig, at: int = 0) -> tuple[
 
 
 @cache
-def pretrained(kind: str, n_steps: int = PRETRAINING.n_steps) -> Transformer:
-    """The small Transformer with weights from "nothing", or after "causal" or "masked" pre-training.
+def pretrained(kind: str) -> tuple[Transformer, list[float]]:
+    """The small Transformer with weights from "nothing", or after "causal" or "masked" pre-training, and the losses.
 
     Raises:
         ValueError: `kind` is none of these.
@@ -80,10 +86,9 @@ def pretrained(kind: str, n_steps: int = PRETRAINING.n_steps) -> Transformer:
         raise ValueError(f"kind: {kind!r}; allowed: nothing, causal, masked")
     set_seed(0)
     net = Transformer(replace(TRANSFORMER, causal=kind == "causal"))
-    if kind != "nothing":
-        config = replace(PRETRAINING, n_steps=n_steps)
-        train(net, unlabelled_tokens(), config, draw=masked_batch if kind == "masked" else None)
-    return net.eval()
+    if kind == "nothing":
+        return net.eval(), []
+    return net, train(net, unlabelled_tokens(), PRETRAINING, draw=masked_batch if kind == "masked" else None).losses
 
 
 @cache
@@ -91,7 +96,7 @@ def reader(kind: str) -> Encoder:
     """The packaged encoder ("MiniLM"), or the small network of `pretrained(kind)` as an encoder."""
     if kind == "MiniLM":
         return open_encoder(quiet=True)
-    return Encoder(pretrained(kind), small_encode, small_tokenizer().decode)
+    return Encoder(pretrained(kind)[0], small_encode, small_tokenizer().decode)
 
 
 def small_encode(text: str) -> list[int]:

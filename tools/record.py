@@ -557,15 +557,40 @@ def by_labels(method: str, n_labels: int, n_draws: int) -> Run:
     return run
 
 
+def pre_training(kind: str) -> Run:
+    """The losses of "causal" or "masked" pre-training, and what 300 tokens of valid cost after it, in nats."""
+
+    def run() -> dict[str, Any]:
+        import torch
+
+        from lmsurvey_code import fine_tuning
+        from lmsurvey_code.masked import MaskedLM
+
+        net, losses = fine_tuning.pretrained(kind)
+        held_out = [fine_tuning.small_encode(d.text)[:65] for d in load_corpus().valid[:6]]  # (6, 65)
+        if kind == "masked":
+            model = MaskedLM(net, fine_tuning.small_encode, str, fine_tuning.MASK)
+            costs = [-model.pseudo_log_likelihood(ids, range(8, 58)).mean() for ids in held_out]
+        else:
+            idx = torch.tensor(held_out)
+            with torch.inference_mode():
+                log_probs = net(idx[:, :-1]).log_softmax(-1).gather(-1, idx[:, 1:, None])  # (6, 64, 1)
+            costs = [-float(row[7:57].mean()) for row in log_probs]
+        means = np.reshape(losses, (-1, 25)).mean(1)
+        return {"kind": kind, "losses": means.round(3).tolist(), "held_out": round(float(np.mean(costs)), 3)}
+
+    return run
+
+
 def fine_tuning() -> dict[str, Run]:
-    """Every method with 8 to 2,048 labels, five draws; the large network with all its weights: fewer."""
+    """Every method with 8 to 2,048 labels, three draws; the large network with all its weights: fewer."""
     from lmsurvey_code.fine_tuning import METHODS
 
-    runs: dict[str, Run] = {}
+    runs = {f"pre-training, {kind}": pre_training(kind) for kind in ("causal", "masked")}
     for method in METHODS:
         large = method == "MiniLM, fine-tuned"
-        for n in (32, 128, 512) if large else (8, 32, 128, 512, 2048):
-            runs[f"{method}, {n} labels"] = by_labels(method, n, 2 if large else 5)
+        for n in (32, 512) if large else (8, 32, 128, 512, 2048):
+            runs[f"{method}, {n} labels"] = by_labels(method, n, 2 if large else 3)
     return runs
 
 
