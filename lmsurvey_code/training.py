@@ -1,4 +1,4 @@
-"""One training loop for every network: next-token prediction on random windows, on a CPU or a GPU.
+"""One training loop for every network: next-token prediction (or another target) on random windows, on CPU or GPU.
 
 Used by every chapter that trains. Optimizers: AdamW (Loshchilov & Hutter 2019) and Muon (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon). The schedule (warm up, hold, fall to zero) follows Zhai et al. (2022).
@@ -79,22 +79,30 @@ class History:
     evaluations: list[tuple[int, float]] = field(default_factory=list)
 
 
+Draw = Callable[[torch.Tensor, TrainConfig, int], tuple[torch.Tensor, torch.Tensor]]
+
+
 def train(
     net: nn.Module,
     tokens: Sequence[int] | np.ndarray,
     config: TrainConfig,
     *,
+    draw: Draw | None = None,
     evaluate: Callable[[], float] | None = None,
     checkpoint: str | Path | None = None,
     save_every: int = 0,
     device: str | torch.device | None = None,
 ) -> History:
-    """Teach `net` (idx (B, T) -> logits (B, T, V)) to predict the next of `tokens`; changes its weights in place.
+    """Teach `net` (idx (B, T) -> logits (B, T, V)) to predict the next of `tokens`, or what `draw` asks for.
+
+    Changes its weights in place.
 
     Args:
         net: the network.
         tokens: the training text, shape (n,), such as from `join_documents`.
         config: how to train.
+        draw: makes the inputs and targets (B, T) of a step, as `draw_batch` does, the default; a target of -100 counts
+            for nothing. Its random numbers come from PyTorch, which is seeded before each step.
         evaluate: a number to follow, such as bits per byte on valid; called every `config.eval_every` steps.
         checkpoint: a file. Where it exists, training goes on from it, to the same weights as without the break.
         save_every: steps between two writes of `checkpoint`; 0: only at the end.
@@ -124,7 +132,7 @@ def train(
         for step in progress(range(first, config.n_steps), "training"):
             at = step % config.carry  # how many windows of this row were read before
             torch.manual_seed(config.seed * 1_000_003 + step - at)  # a run can go on without a saved generator
-            x, y = draw_batch(data, config, at)
+            x, y = (draw or draw_batch)(data, config, at)
             for group in (g for optimizer in optimizers for g in optimizer.param_groups):
                 group["lr"] = group["highest_lr"] * config.learning_rate_factor(step)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):

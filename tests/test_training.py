@@ -351,3 +351,37 @@ def test_a_state_is_carried_only_where_it_can_be(tmp_path):
         train(nn.Embedding(7, 7), TOKENS, changed(carry=2))
     with pytest.raises(ValueError, match=message):
         train(RecurrentLM(7, 16, 16), TOKENS, changed(carry=2), checkpoint=tmp_path / "run.safetensors")
+
+
+def test_another_draw_gives_other_targets_and_a_break_changes_nothing(tmp_path):
+    """Copying is learned with -100 at all but one position; in two runs as in one."""
+
+    def draw(data, config, at):
+        x, _ = draw_batch(data, config, at)
+        y = torch.full_like(x, -100)
+        y[:, 3] = x[:, 3]
+        return x, y
+
+    nets = [new_net() for _ in range(3)]
+    config = changed(n_steps=60, learning_rate=0.02)
+    losses = train(nets[0], TOKENS, config, draw=draw).losses
+    assert losses[0] > 1.5
+    assert losses[-1] < 0.2
+    path = tmp_path / "checkpoint"
+    with pytest.raises(KeyboardInterrupt):
+        train(nets[1], TOKENS, config, draw=interrupted(draw, 30), checkpoint=path, save_every=10)
+    train(nets[2], TOKENS, config, draw=draw, checkpoint=path)
+    assert torch.equal(weights(nets[0]), weights(nets[2]))
+
+
+def interrupted(draw, n_steps: int):
+    """The same draws, and Ctrl-C after `n_steps` of them."""
+    calls = []
+
+    def call(*args):
+        calls.append(args)
+        if len(calls) > n_steps:
+            raise KeyboardInterrupt
+        return draw(*args)
+
+    return call

@@ -259,6 +259,22 @@ endpoint: the key in a message | hosted.py | endpoint
 - line.replace(self._key(), "<key>") if self._key() else line
 + line
 
+masked: fill sees what it hides | masked.py | masked
+- idx[at, list(positions)] = self.mask_token
++ pass
+
+masked: padding is read | masked.py | masked
+- real[:, None, None, :]  # what
++ None  # what
+
+masked: every chosen token becomes the mask | masked.py | masked
+- chosen & (kind < 0.8)
++ chosen
+
+masked: token type forgotten | masked.py | masked
+- ["position.weight"] += weights["emb
++ ["position.weight"] + weights["emb
+
 LLM: SHA-256 not checked | packaged.py | llm
 - if found != self.sha256[file]:
 + if False:

@@ -11,6 +11,7 @@ evaluating_years    each address: what its middle costs the LLM, and a counter t
 decoding            ways of choosing the next token, compared on texts that the LLM writes (chapter Decoding)
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 variants            the small Transformer with one setting changed at a time (chapter Variants of the Transformer)
+fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
 """
 
 import ast
@@ -627,6 +628,63 @@ def variants() -> dict[str, Run]:
     return runs
 
 
+# ---- fine-tuning ----
+
+
+def by_labels(method: str, n_labels: int, n_draws: int) -> Run:
+    """For each draw of the labelled texts, whether each text of test gets the right label: "1" or "0"."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.fine_tuning import learn_and_test
+
+        draws = [learn_and_test(method, n_labels, draw) for draw in range(n_draws)]
+        return {
+            "method": method,
+            "n_labels": n_labels,
+            "accuracy": round(float(np.mean(draws)), 4),
+            "correct": ["".join("01"[int(right)] for right in draw) for draw in draws],
+        }
+
+    return run
+
+
+def pre_training(kind: str) -> Run:
+    """The losses of "causal" or "masked" pre-training, and what 300 tokens of valid cost after it, in nats."""
+
+    def run() -> dict[str, Any]:
+        import torch
+
+        from lmsurvey_code import fine_tuning
+        from lmsurvey_code.masked import MaskedLM
+
+        net, losses = fine_tuning.pretrained(kind)
+        held_out = [fine_tuning.small_encode(d.text)[:65] for d in load_corpus().valid[:6]]  # (6, 65)
+        if kind == "masked":
+            model = MaskedLM(net, fine_tuning.small_encode, str, fine_tuning.MASK)
+            costs = [-model.pseudo_log_likelihood(ids, range(8, 58)).mean() for ids in held_out]
+        else:
+            idx = torch.tensor(held_out)
+            with torch.inference_mode():
+                log_probs = net(idx[:, :-1]).log_softmax(-1).gather(-1, idx[:, 1:, None])  # (6, 64, 1)
+            costs = [-float(row[7:57].mean()) for row in log_probs]
+        means = np.reshape(losses, (-1, 25)).mean(1)
+        return {"kind": kind, "losses": means.round(3).tolist(), "held_out": round(float(np.mean(costs)), 3)}
+
+    return run
+
+
+def fine_tuning() -> dict[str, Run]:
+    """Every method with 8 to 2,048 labels, three draws; the large network with all its weights: fewer."""
+    from lmsurvey_code.fine_tuning import METHODS
+
+    runs = {f"pre-training, {kind}": pre_training(kind) for kind in ("causal", "masked")}
+    for method in METHODS:
+        large = method == "MiniLM, fine-tuned"
+        for n in (32, 512) if large else (8, 32, 128, 512, 2048):
+            runs[f"{method}, {n} labels"] = by_labels(method, n, 2 if large else 3)
+    return runs
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -650,6 +708,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "tokens": tokens,
     "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
     "variants": variants,
+    "fine_tuning": fine_tuning,
 }
 
 

