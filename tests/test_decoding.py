@@ -121,7 +121,9 @@ def test_each_text_is_chosen_from_its_own_tokens(model):
     assert sorted(seen) == sorted(s + [97 + (len(s) + i) % 3 for i in range(n)] for s in starts for n in range(3))
 
 
-@pytest.mark.parametrize("own, prompts, named", [(True, [], "prompts: 0"), (False, ["a"], "model: tiny runs in tr")])
+@pytest.mark.parametrize(
+    ("own", "prompts", "named"), [(True, [], "prompts: 0"), (False, ["a"], "model: tiny runs in tr")]
+)
 def test_many_texts_refuse_what_they_cannot_write(own, prompts, named):
     with pytest.raises(ValueError, match=named):
         write_many(tiny_llm(own), prompts, 3)
