@@ -111,6 +111,26 @@ sampling: end token ignored | sampling.py | sampling
 - if token == end_token:
 + if False:
 
+sampling: min-p of one, not of the largest | sampling.py | sampling
+- log_probs >= log_probs.max() + np.log(min_p)
++ log_probs >= np.log(min_p)
+
+decoding: a prompt that is other tokens | decoding.py | decoding
+-  and tokenizer.encode(prompt) == tokens[:n_prompt]:
++ :
+
+decoding: runs of all samples count as repeated | decoding.py | decoding
+- n_repeated + len(runs) - len(set(runs))
++ n_repeated + len(runs) - len(set(runs) - set(pooled))
+
+decoding: the start token is penalized | decoding.py | decoding
+- choose_token(log_probs, tokens[1:], rng
++ choose_token(log_probs, tokens, rng
+
+LLM: many texts with the end token in them | llm.py | decoding
+- found[: found.index(end)] if end in found
++ found[: found.index(end) + 1] if end in found
+
 bootstrap: interval too narrow | evaluation.py | evaluation
 - [(1 - level) / 2, (1 + level) / 2]
 + [1 - level, level]
