@@ -8,18 +8,21 @@ prompting_labels    how sure the LLM is of each of two labels, for many prompts 
 prompting_answers   what the LLM writes, for many prompts (chapter Prompting)
 evaluating          windows, choices, passages and leaks (chapter Evaluating)
 evaluating_years    each address: what its middle costs the LLM, and a counter that has not read it
+long_run            the network that trains for most of an hour, its log, and its weights (chapter The long run)
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 """
 
 import ast
 import inspect
+import json
 import sys
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import groupby, takewhile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,7 @@ from lmsurvey_code.language_model import LanguageModel, score, score_documents
 from lmsurvey_code.results import FOLDER, machine, record, recorded
 from tools.staleness import code_hash
 
+ROOT = Path(__file__).parent.parent
 Run = Callable[[], dict[str, Any]]
 
 
@@ -536,6 +540,91 @@ def tokens() -> dict[str, Run]:
     return runs
 
 
+# ---- the long run ----
+
+
+def long_run() -> dict[str, Any]:
+    """Train the network, write its weights, and score what is in the file. An interrupted run goes on."""
+    import os
+
+    from safetensors import safe_open
+
+    from lmsurvey_code import recipes
+    from lmsurvey_code.neural import NeuralLM
+    from lmsurvey_code.training import join_documents, train
+
+    corpus, tokenizer, config = load_corpus(), recipes.small_tokenizer(), recipes.LONG_TRAINING
+    net, tokens = recipes.long_transformer(config.seed), join_documents(tokenizer, texts(corpus.train))
+    lm, followed = NeuralLM(net, tokenizer, config.block_size), corpus.valid[-1]
+    checkpoint, first = ROOT / "_build" / "long_run.checkpoint", 0
+    checkpoint.parent.mkdir(exist_ok=True)
+    if checkpoint.exists():
+        with safe_open(checkpoint, framework="pt") as file:
+            first = len(json.loads(file.metadata()["history"])["losses"])
+    about = {"training": asdict(config), "seed": config.seed, "code": code_of(long_run)}
+    before = sum(os.times()[:4])  # seconds of this process and of the compilers that it started
+    history = train(
+        net,
+        tokens,
+        config,
+        evaluate=lambda: round(score(lm, followed.text).bits_per_byte, 4),
+        checkpoint=checkpoint,
+        save_every=100,
+    )
+    cpu_seconds = (sum(os.times()[:4]) - before) * config.n_steps / max(1, config.n_steps - first)
+    recipes.save_weights(recipes.LONG_WEIGHTS, net, tokenizer, about)
+    checkpoint.unlink()
+    n_params, n_tokens = (
+        sum(p.numel() for p in net.parameters()),
+        config.n_steps * config.batch_size * config.block_size,
+    )
+    losses = np.array(history.losses)
+    return {
+        "network": asdict(net.config),
+        "training": asdict(config),
+        "seed": config.seed,
+        "cpu_seconds": round(cpu_seconds),
+        "n_params": n_params,
+        "n_train_tokens": n_tokens,
+        "train_bytes": round(n_tokens * sum(d.n_bytes for d in corpus.train) / len(tokens)),
+        "operations": 6 * n_params * n_tokens,
+        "first_losses": losses[:100].round(4).tolist(),
+        "losses": [[i + 20, round(float(losses[i : i + 20].mean()), 4)] for i in range(0, len(losses), 20)],
+        "evaluated_on": followed.year,
+        "evaluations": history.evaluations,
+        "bits_of_a_paragraph": round(score(recipes.long_run(), corpus.valid[0].paragraphs[10]).bits, 2),
+    } | measured(recipes.long_run())
+
+
+@cache
+def shipped() -> dict[str, Any]:
+    """What the row of the long run says about its cost."""
+    row = {row["run"]: row for row in recorded("long_run")}["long run"]
+    return {key: row[key] for key in ("n_params", "n_train_tokens", "train_bytes", "operations", "seed")}
+
+
+def shipped_alone() -> dict[str, Any]:
+    """The weights that come with the package."""
+    from lmsurvey_code.recipes import long_run
+
+    return shipped() | measured(long_run())
+
+
+def shipped_and_counting() -> dict[str, Any]:
+    """The same mixed with counts of its tokens; how much of each is chosen on the valid texts."""
+    from lmsurvey_code.language_model import Mixture
+    from lmsurvey_code.ngram import KneserNey, NgramCounts
+    from lmsurvey_code.recipes import long_run
+
+    corpus, net = load_corpus(), long_run()
+    counts = KneserNey(NgramCounts(texts(corpus.train), net.tokenizer, 4), modified=True)
+    a, b = (score_documents(model, texts(corpus.valid)).log_probs for model in (net, counts))
+    shares = [round(0.05 * i, 2) for i in range(1, 20)]
+    costs = [-float(np.logaddexp(a + np.log(share), b + np.log1p(-share)).mean()) for share in shares]
+    share = shares[int(np.argmin(costs))]
+    return shipped() | {"share": share} | measured(Mixture(net, counts, share))
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -549,6 +638,8 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
         "Transformer": small_network("Transformer"),
         **{f"Transformer, {n} times as long": small_network("Transformer", n) for n in (3, 10)},
         "Transformer, 6 times, more old texts": small_network("Transformer", 6, recency=2.0),
+        "Transformer, long run": shipped_alone,
+        "Transformer, long run, and counting": shipped_and_counting,
         "SmolLM2-135M-Instruct": packaged_llm,
     },
     "memory": memory,
@@ -557,6 +648,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "evaluating": evaluating,
     "evaluating_years": evaluating_years,
     "tokens": tokens,
+    "long_run": lambda: {"long run": long_run},
 }
 
 
