@@ -44,7 +44,7 @@ class LanguageModel(Protocol):
 
 
 class Mixture:
-    """share p(token | past) of one model + (1 - share) of another: two opinions, weighted (Jelinek & Mercer 1980).
+    """share p(token | past) of one model + (1 - share) of another: linear interpolation of two models.
 
     Args:
         first: a model.
