@@ -59,9 +59,9 @@ TRANSFORMER_TRAINING = TrainConfig(
     recency=8,
 )
 
-LONG = TransformerConfig(VOCAB_SIZE, block_size=256, n_layer=4, n_head=2, n_embd=256, dropout=0.1)
+LONG = TransformerConfig(VOCAB_SIZE, block_size=256, n_layer=4, n_head=2, n_embd=256, dropout=0.15)
 LONG_TRAINING = TrainConfig(
-    n_steps=2600,
+    n_steps=1600,
     batch_size=16,
     block_size=256,
     optimizer="muon",
@@ -72,7 +72,7 @@ LONG_TRAINING = TrainConfig(
     recency_end=6.0,
     muon_precision="bfloat16",
     compile=True,
-    eval_every=200,
+    eval_every=100,
 )
 LONG_WEIGHTS = Path(__file__).parent / "data" / "long_run.safetensors"
 
