@@ -8,6 +8,7 @@ prompting_labels    how sure the LLM is of each of two labels, for many prompts 
 prompting_answers   what the LLM writes, for many prompts (chapter Prompting)
 evaluating          windows, choices, passages and leaks (chapter Evaluating)
 evaluating_years    each address: what its middle costs the LLM, and a counter that has not read it
+long_run_search     what was tried before the long run (chapter The long run)
 long_run            the network that trains for most of an hour, its log, and its weights (chapter The long run)
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 """
@@ -596,6 +597,36 @@ def long_run() -> dict[str, Any]:
     } | measured(recipes.long_run())
 
 
+def trial(share: float, dropout: float = 0.0, n_steps: int = 800, **training: Any) -> Run:
+    """A small network on the newest `share` of the train tokens, which it reads many times: what helps it on valid?"""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.neural import NeuralLM
+        from lmsurvey_code.tokenizers import train_bpe
+        from lmsurvey_code.training import TrainConfig, join_documents, set_seed, train
+        from lmsurvey_code.transformer import Transformer, TransformerConfig
+
+        corpus = load_corpus()
+        tokenizer = train_bpe(texts(corpus.train), 4096)
+        tokens = join_documents(tokenizer, texts(corpus.train))
+        tokens = tokens[round((1 - share) * len(tokens)) :]
+        shape = {"n_layer": 3, "n_head": 2, "n_embd": 128, "dropout": dropout}
+        fast = {"optimizer": "muon", "learning_rate": 0.02, "muon_precision": "bfloat16", "compile": True}
+        config = TrainConfig(n_steps, 8, 256, **{"warmup": 10, "recency": 0.5} | fast | training)
+        set_seed(config.seed)
+        net = Transformer(TransformerConfig(4096, config.block_size, **shape))
+        start = time.process_time()
+        losses = train(net, tokens, config).losses
+        cpu_seconds = time.process_time() - start
+        valid = score_documents(NeuralLM(net, tokenizer, config.block_size), texts(corpus.valid))
+        n_read = config.n_steps * config.batch_size * config.block_size
+        found = {"n_params": sum(p.numel() for p in net.parameters()), "times_read": round(n_read / len(tokens), 1)}
+        found |= {"cpu_seconds": round(cpu_seconds), "train_loss": round(float(np.mean(losses[-100:])), 3)}
+        return {"share": share} | shape | asdict(config) | found | {"valid": round(valid.bits_per_byte, 4)}
+
+    return run
+
+
 @cache
 def shipped() -> dict[str, Any]:
     """What the row of the long run says about its cost."""
@@ -648,6 +679,12 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "evaluating": evaluating,
     "evaluating_years": evaluating_years,
     "tokens": tokens,
+    "long_run_search": lambda: {
+        **{f"newest 10%, dropout {p}": trial(0.1, p) for p in (0.1, 0.3, 0.2, 0.0)},
+        "newest 10%, dropout 0.2, weight decay 0.1": trial(0.1, 0.2, weight_decay=0.1),
+        "newest 20%": trial(0.2),
+        "newest 20%, dropout 0.1": trial(0.2, 0.1),
+    },
     "long_run": lambda: {"long run": long_run},
 }
 
