@@ -59,20 +59,21 @@ TRANSFORMER_TRAINING = TrainConfig(
     recency=8,
 )
 
-LONG = TransformerConfig(VOCAB_SIZE, block_size=256, n_layer=4, n_head=2, n_embd=256, dropout=0.15)
+LONG = TransformerConfig(VOCAB_SIZE, block_size=256, n_layer=4, n_head=2, n_embd=256, dropout=0.2)
 LONG_TRAINING = TrainConfig(
-    n_steps=1600,
+    n_steps=4400,
     batch_size=16,
     block_size=256,
     optimizer="muon",
+    weight_decay=0.1,
     learning_rate=0.02,
     warmup=20,
     decay=0.5,
-    recency=1.0,
-    recency_end=6.0,
+    recency=0.5,
+    recency_end=4.0,
     muon_precision="bfloat16",
     compile=True,
-    eval_every=100,
+    eval_every=220,
 )
 LONG_WEIGHTS = Path(__file__).parent / "data" / "long_run.safetensors"
 

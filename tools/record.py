@@ -680,8 +680,9 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "evaluating_years": evaluating_years,
     "tokens": tokens,
     "long_run_search": lambda: {
-        **{f"newest 10%, dropout {p}": trial(0.1, p) for p in (0.1, 0.3, 0.2, 0.0)},
-        "newest 10%, dropout 0.2, weight decay 0.1": trial(0.1, 0.2, weight_decay=0.1),
+        "newest 10%, dropout 0.1": trial(0.1, 0.1),
+        "newest 10%, dropout 0.1, weight decay 0.1": trial(0.1, 0.1, weight_decay=0.1),
+        **{f"newest 10%, dropout {p}": trial(0.1, p) for p in (0.3, 0.0)},
         "newest 20%": trial(0.2),
         "newest 20%, dropout 0.1": trial(0.2, 0.1),
     },
