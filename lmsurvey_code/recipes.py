@@ -61,7 +61,7 @@ TRANSFORMER_TRAINING = TrainConfig(
 
 LONG = TransformerConfig(VOCAB_SIZE, block_size=256, n_layer=4, n_head=2, n_embd=256, dropout=0.2)
 LONG_TRAINING = TrainConfig(
-    n_steps=4400,
+    n_steps=3600,
     batch_size=16,
     block_size=256,
     optimizer="muon",
@@ -73,7 +73,7 @@ LONG_TRAINING = TrainConfig(
     recency_end=4.0,
     muon_precision="bfloat16",
     compile=True,
-    eval_every=220,
+    eval_every=300,
 )
 LONG_WEIGHTS = Path(__file__).parent / "data" / "long_run.safetensors"
 
