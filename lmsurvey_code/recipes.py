@@ -4,12 +4,23 @@ Used by the chapters *Words as vectors*, *A memory*, *The Transformer* and *Eval
 All settings were chosen on the valid texts, for about a minute of training on two CPU cores: at this length, small
 networks that take many steps did better than larger ones, Muon did better than AdamW, and reading more of the recent
 texts helped most.
+
+One network was trained for much longer, and its weights come with the package: `long_run` opens them (chapter *The long
+run*). `make results NAME=long_run` makes them again.
 """
 
-from dataclasses import replace
+import json
+import os
+import zlib
+from dataclasses import asdict, replace
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from lmsurvey_code.corpus import load_corpus, texts
 from lmsurvey_code.feedforward import FeedForwardLM
@@ -47,6 +58,24 @@ TRANSFORMER_TRAINING = TrainConfig(
     warmup=10,
     recency=8,
 )
+
+LONG = TransformerConfig(VOCAB_SIZE, block_size=256, n_layer=4, n_head=2, n_embd=256, dropout=0.2)
+LONG_TRAINING = TrainConfig(
+    n_steps=3600,
+    batch_size=16,
+    block_size=256,
+    optimizer="muon",
+    weight_decay=0.1,
+    learning_rate=0.02,
+    warmup=20,
+    decay=0.5,
+    recency=0.5,
+    recency_end=4.0,
+    muon_precision="bfloat16",
+    compile=True,
+    eval_every=300,
+)
+LONG_WEIGHTS = Path(__file__).parent / "data" / "long_run.safetensors"
 
 
 @cache
@@ -94,3 +123,60 @@ def transformer_with_leak(leaked: str, copies: int, seed: int = 0) -> NeuralLM:
     net = small_transformer(seed)
     train(net, np.concatenate([text, hidden]), replace(TRANSFORMER_TRAINING, n_steps=n_steps, recency=0.0, seed=seed))
     return NeuralLM(net, tokenizer, TRANSFORMER.block_size)
+
+
+def long_transformer(seed: int = 0) -> Transformer:
+    """The network of the long run, untrained."""
+    set_seed(seed)
+    return Transformer(LONG)
+
+
+def save_weights(path: str | Path, net: Transformer, tokenizer: BPETokenizer, about: dict[str, Any]) -> None:
+    """Write the weights in bfloat16 as safetensors, with all that `long_run` checks and `about` in the header."""
+    weights = {name: tensor.detach().cpu().bfloat16().contiguous() for name, tensor in net.state_dict().items()}
+    checks = {"config": asdict(net.config), "weights": _checksum(weights), "tokenizer": _merges_checksum(tokenizer)}
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(weights, partial, metadata={key: json.dumps(value) for key, value in (about | checks).items()})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def long_run(path: str | Path = LONG_WEIGHTS) -> NeuralLM:
+    """The network of the long run as a language model, opened from the weights that come with the package.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or its tokenizer is not `small_tokenizer`.
+    """
+    advice = "install lmsurvey-code again, or make the file with `make results NAME=long_run`"
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: {path} is missing; {advice}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about["weights"] != _checksum(weights):
+            raise KeyError("the weights are not those that were written")
+        net = Transformer(TransformerConfig(**about["config"]))
+        net.load_state_dict(weights)  # into float32
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
+        raise ValueError(f"path: {path} is damaged or holds no such network ({error}); {advice}") from error
+    tokenizer = small_tokenizer()
+    if about["tokenizer"] != _merges_checksum(tokenizer):
+        raise ValueError(f"path: {path} was trained with another tokenizer than small_tokenizer(); {advice}")
+    return NeuralLM(net.eval(), tokenizer, net.config.block_size)
+
+
+def _checksum(weights: dict[str, torch.Tensor]) -> int:
+    """CRC-32 of all tensors, in order of their names."""
+    found = 0
+    for name in sorted(weights):
+        found = zlib.crc32(weights[name].contiguous().view(torch.uint8).numpy(), zlib.crc32(name.encode(), found))
+    return found
+
+
+def _merges_checksum(tokenizer: BPETokenizer) -> int:
+    return zlib.crc32(json.dumps([list(map(int, merge)) for merge in tokenizer.merges]).encode())

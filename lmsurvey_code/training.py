@@ -31,7 +31,11 @@ from torch.nn import functional as F
 
 from lmsurvey_code.tokenizers import Tokenizer
 
-ALLOWED = {"optimizer": ("adamw", "muon"), "precision": ("auto", "float32", "bfloat16")}
+ALLOWED = {
+    "optimizer": ("adamw", "muon"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "muon_precision": ("float32", "bfloat16"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,10 @@ class TrainConfig:
     grad_clip: float | None = 1.0  # longest gradient, as one vector
     carry: int = 1  # windows in a row that hand their state on, for a network with `step`; 1: each starts empty
     recency: float = 0.0  # 0: windows from anywhere; r: density ~ position ** r, more from the end of the tokens
+    recency_end: float | None = None  # to which recency moves while the learning rate falls; None: it stays
     precision: str = "auto"  # "auto": bfloat16 where the device is fast in it
+    muon_precision: str = "float32"  # of the orthogonalization; "bfloat16" as Jordan et al. (2024) do
+    compile: bool = False  # fuse the operations of the network and the loss, which needs a C++ compiler
     eval_every: int = 0  # steps between calls of `evaluate`; 0: only at the end
     seed: int = 0
 
@@ -66,9 +73,15 @@ class TrainConfig:
 
     def learning_rate_factor(self, step: int) -> float:
         """Share of the highest learning rate at `step`: a rise, a plateau, a fall that would reach 0 at n_steps."""
-        rise = (step + 1) / (self.warmup + 1)
-        fall = (self.n_steps - step) / (self.decay * self.n_steps) if self.decay else 1.0
-        return min(1.0, rise, fall)
+        return min((step + 1) / (self.warmup + 1), self._left(step))
+
+    def recency_at(self, step: int) -> float:
+        """The recency of the windows of `step`: the same until the learning rate begins to fall."""
+        end = self.recency if self.recency_end is None else self.recency_end
+        return end + (self.recency - end) * self._left(step)
+
+    def _left(self, step: int) -> float:
+        return min(1.0, (self.n_steps - step) / (self.decay * self.n_steps)) if self.decay else 1.0
 
 
 @dataclass
@@ -128,19 +141,28 @@ def train(
     if checkpoint is not None and Path(checkpoint).exists():
         load_checkpoint(checkpoint, net, optimizers, run, history)
     first, state = len(history.losses), None
+
+    def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Nats per token of the windows x (B, T) with next tokens y (B, T)."""
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            logits = net(x)  # (B, T, V)
+        return F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+
+    loss_of = torch.compile(loss_of) if config.compile else loss_of
     with torch.random.fork_rng(devices=[]):
         for step in progress(range(first, config.n_steps), "training"):
             at = step % config.carry  # how many windows of this row were read before
             torch.manual_seed(config.seed * 1_000_003 + step - at)  # a run can go on without a saved generator
-            x, y = (draw or draw_batch)(data, config, at)
+            x, y = draw(data, config, at) if draw else draw_batch(data, config, at, config.recency_at(step - at))
             for group in (g for optimizer in optimizers for g in optimizer.param_groups):
                 group["lr"] = group["highest_lr"] * config.learning_rate_factor(step)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                if config.carry == 1:
-                    logits = net(x.to(device))  # (B, T, V)
-                else:  # the state goes on, the gradient does not
-                    logits, state = net.step(x.to(device), detached(state) if at else None)
-            loss = F.cross_entropy(logits.float().flatten(0, 1), y.to(device).flatten())
+            x, y = x.to(device), y.to(device)
+            if config.carry == 1:
+                loss = loss_of(x, y)
+            else:  # the state goes on, the gradient does not
+                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                    logits, state = net.step(x, detached(state) if at else None)
+                loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
             history.losses.append(loss.item())
             if not np.isfinite(history.losses[-1]):
                 raise FloatingPointError(
@@ -185,12 +207,16 @@ def detached(state: Any) -> Any:
     return state.detach() if isinstance(state, torch.Tensor) else tuple(map(detached, state))
 
 
-def draw_batch(data: torch.Tensor, config: TrainConfig, at: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_batch(
+    data: torch.Tensor, config: TrainConfig, at: int = 0, recency: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Random windows (B, T), and the same moved by one token: what comes next at each position.
 
-    Each is window number `at` of a row of `config.carry` windows; the same seed draws the same rows.
+    Each is window number `at` of a row of `config.carry` windows; the same seed draws the same rows. `recency` is
+    `config.recency` unless it is given.
     """
-    u = torch.rand(config.batch_size, dtype=torch.float64) ** (1 / (1 + config.recency))
+    recency = config.recency if recency is None else recency
+    u = torch.rand(config.batch_size, dtype=torch.float64) ** (1 / (1 + recency))
     starts = (u * (len(data) - config.carry * config.block_size)).long() + at * config.block_size  # (B,)
     windows = data[starts[:, None] + torch.arange(config.block_size + 1)]  # (B, T + 1)
     return windows[:, :-1], windows[:, 1:]
@@ -245,8 +271,16 @@ def progress(steps: range, what: str) -> Iterable[int]:
 class Muon(torch.optim.Optimizer):
     """Momentum, then the nearest matrix with equal singular values: all directions learn at one speed (Jordan 2024)."""
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.precision = precision
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -255,7 +289,7 @@ class Muon(torch.optim.Optimizer):
             for p in (p for p in group["params"] if p.grad is not None):
                 momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 momentum.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalize(p.grad.lerp(momentum, group["momentum"]))  # Nesterov
+                update = orthogonalize(p.grad.lerp(momentum, group["momentum"]).to(self.precision)).to(p)  # Nesterov
                 scale = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
 
@@ -282,7 +316,9 @@ def make_optimizers(net: nn.Module, config: TrainConfig) -> list[torch.optim.Opt
     )
     optimizers: list[torch.optim.Optimizer] = [adamw]
     if matrices:
-        optimizers.append(Muon(matrices, config.matrix_learning_rate, weight_decay=config.weight_decay))
+        precision = getattr(torch, config.muon_precision)
+        muon_lr, decay = config.matrix_learning_rate, config.weight_decay
+        optimizers.append(Muon(matrices, muon_lr, weight_decay=decay, precision=precision))
     for group in (g for optimizer in optimizers for g in optimizer.param_groups):
         group["highest_lr"] = group["lr"]
     return optimizers

@@ -6,7 +6,7 @@ form of LLaMA (Touvron et al. 2023): RMSNorm before each part (Zhang & Sennrich 
 gives the same logits as transformers' GPT-2, LLaMA, BLOOM and BERT.
 
 Not here: the ways to know positions (`positions.py`), training (`training.py`), scoring and sampling (`neural.py`,
-`sampling.py`), mixtures of experts (chapter *Variants of the Transformer*). There is no dropout.
+`sampling.py`), mixtures of experts (chapter *Variants of the Transformer*).
 Shapes: B texts, T new tokens, S tokens to look at, C = n_embd, V = vocab_size, nh = n_head, nk = n_kv_head,
 hs = head_size.
 """
@@ -58,6 +58,7 @@ class TransformerConfig:
     embedding_norm: bool = False  # whether the embeddings are normed (BERT, BLOOM)
     causal: bool = True  # False: an encoder, in which each position sees all
     tied: bool = True  # whether the output layer shares the weights of the embedding
+    dropout: float = 0.0  # share of the numbers that each part adds to the stream and that training leaves out
 
     def __post_init__(self) -> None:
         for name, allowed in ALLOWED.items():
@@ -67,6 +68,8 @@ class TransformerConfig:
             raise ValueError(f"n_embd: {self.n_embd}; allowed: a multiple of 2 * n_head = {2 * self.n_head}")
         if self.n_head % (self.n_kv_head or self.n_head):
             raise ValueError(f"n_kv_head: {self.n_kv_head}; allowed: a divisor of n_head = {self.n_head}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout}; allowed: 0 or more, below 1")
         if self.norm == "deep" and self.norm_position != "post":
             raise ValueError(f"norm_position: {self.norm_position!r}; allowed: 'post', with norm='deep'")
 
@@ -237,6 +240,7 @@ class Block(nn.Module):
         self.norm_1, self.attention = make_norm(config), Attention(config)
         self.norm_2, self.mlp = make_norm(config), MLP(config)
         self.after_1, self.after_2 = (make_norm(config) if sandwich else nn.Identity() for _ in range(2))
+        self.dropout = nn.Dropout(config.dropout)  # draws no random number at 0
 
     def forward(
         self,
@@ -247,10 +251,10 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         """x (B, T, C) -> (B, T, C)."""
         if self.post:
-            x = self.norm_1(self.alpha * x + self.attention(x, rope, mask, cache))
-            return self.norm_2(self.alpha * x + self.mlp(x))
-        x = x + self.after_1(self.attention(self.norm_1(x), rope, mask, cache))
-        return x + self.after_2(self.mlp(self.norm_2(x)))
+            x = self.norm_1(self.alpha * x + self.dropout(self.attention(x, rope, mask, cache)))
+            return self.norm_2(self.alpha * x + self.dropout(self.mlp(x)))
+        x = x + self.dropout(self.after_1(self.attention(self.norm_1(x), rope, mask, cache)))
+        return x + self.dropout(self.after_2(self.mlp(self.norm_2(x))))
 
 
 class Transformer(nn.Module):

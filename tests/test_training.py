@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -211,6 +213,45 @@ def test_recency_draws_more_from_the_end():
     means = [draw_batch(data, changed(batch_size=4000, recency=r))[0].double().mean().item() for r in (0, 1, 3)]
     # mean of density (r + 1) x^r on 0..1 is (r + 1) / (r + 2)
     assert means == pytest.approx([5_000, 6_667, 8_000], abs=150)
+
+
+def test_recency_moves_to_its_end_while_the_learning_rate_falls():
+    config = changed(n_steps=10, decay=0.5, recency=1.0, recency_end=6.0)
+    found = [config.recency_at(step) for step in (0, 5, 6, 9, 10)]
+    assert found == pytest.approx([1, 1, 2, 5, 6])
+    assert [changed(recency=3.0).recency_at(step) for step in (0, 7)] == [3.0, 3.0]
+    starts = []
+
+    class Watched(nn.Module):
+        """Notes the first token of each window, and learns nothing."""
+
+        def __init__(self):
+            super().__init__()
+            self.logits = nn.Embedding(1000, 1000)
+
+        def forward(self, idx):
+            starts.append(idx[:, 0].double().mean().item())
+            return self.logits(idx)
+
+    train(Watched(), np.arange(1000), replace(config, batch_size=2000))
+    assert np.mean(starts[:5]) == pytest.approx(1000 * 2 / 3, abs=15)  # (r + 1) / (r + 2) of the text
+    assert starts[9] == pytest.approx(1000 * 6 / 7, abs=15)
+
+
+def test_compiled_training_gives_nearly_the_same_losses(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
+    losses = [train(new_net(), TOKENS, changed(n_steps=4, compile=compiled)).losses for compiled in (False, True)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+def test_muon_in_bfloat16_moves_in_nearly_the_same_direction():
+    nets = [new_net() for _ in range(2)]
+    for net, precision in zip(nets, ("float32", "bfloat16"), strict=True):
+        train(net, TOKENS, changed(muon_precision=precision))
+    assert not torch.equal(weights(nets[0]), weights(nets[1]))
+    moved = [weights(net) - weights(new_net()) for net in nets]
+    assert torch.cosine_similarity(*moved, dim=0) > 0.9
 
 
 def test_rows_of_windows_go_on_where_the_last_one_stopped():

@@ -384,3 +384,24 @@ def test_bad_input():
         TransformerConfig(50, 16, n_embd=30)
     with pytest.raises(ValueError, match="n_kv_head: 3; allowed: a divisor of n_head = 4"):
         TransformerConfig(50, 16, n_embd=32, n_kv_head=3)
+
+
+def test_dropout_is_for_training_alone_and_keeps_the_mean():
+    net, idx = tiny(dropout=0.5), torch.randint(50, (2, 16))
+    assert torch.equal(net(idx), net(idx))
+    assert torch.equal(net(idx), tiny()(idx))
+    torch.manual_seed(0)
+    block, x = net.blocks[0], torch.randn(1, 8, 32)
+    added = block(x) - x
+    block.train()
+    many = torch.stack([block.dropout(added) for _ in range(4000)])
+    assert (many == 0).double().mean() == pytest.approx(0.5, abs=0.01)
+    torch.testing.assert_close(many.mean(0), added, atol=0.05 * added.abs().max().item(), rtol=0.1)
+    assert not torch.equal(block(x), block(x))
+
+
+def test_without_dropout_training_draws_no_random_numbers():
+    net, idx = tiny().train(), torch.randint(50, (2, 16))
+    before = torch.get_rng_state()
+    net(idx)
+    assert torch.equal(before, torch.get_rng_state())

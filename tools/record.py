@@ -9,6 +9,8 @@ prompting_answers   what the LLM writes, for many prompts (chapter Prompting)
 evaluating          windows, choices, passages and leaks (chapter Evaluating)
 evaluating_years    each address: what its middle costs the LLM, and a counter that has not read it
 decoding            ways of choosing the next token, compared on texts that the LLM writes (chapter Decoding)
+long_run_search     what was tried before the long run (chapter The long run)
+long_run            the network that trains for most of an hour, its log, and its weights (chapter The long run)
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 variants            the small Transformer with one setting changed at a time (chapter Variants of the Transformer)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
@@ -16,12 +18,14 @@ fine_tuning         from nothing against pre-trained, by number of labels (chapt
 
 import ast
 import inspect
+import json
 import sys
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +37,7 @@ from lmsurvey_code.language_model import LanguageModel, score, score_documents
 from lmsurvey_code.results import FOLDER, machine, record, recorded
 from tools.staleness import code_hash
 
+ROOT = Path(__file__).parent.parent
 Run = Callable[[], dict[str, Any]]
 
 
@@ -685,6 +690,121 @@ def fine_tuning() -> dict[str, Run]:
     return runs
 
 
+# ---- the long run ----
+
+
+def long_run() -> dict[str, Any]:
+    """Train the network, write its weights, and score what is in the file. An interrupted run goes on."""
+    import os
+
+    from safetensors import safe_open
+
+    from lmsurvey_code import recipes
+    from lmsurvey_code.neural import NeuralLM
+    from lmsurvey_code.training import join_documents, train
+
+    corpus, tokenizer, config = load_corpus(), recipes.small_tokenizer(), recipes.LONG_TRAINING
+    net, tokens = recipes.long_transformer(config.seed), join_documents(tokenizer, texts(corpus.train))
+    lm, followed = NeuralLM(net, tokenizer, config.block_size), corpus.valid[-1]
+    checkpoint, first = ROOT / "_build" / "long_run.checkpoint", 0
+    checkpoint.parent.mkdir(exist_ok=True)
+    if checkpoint.exists():
+        with safe_open(checkpoint, framework="pt") as file:
+            first = len(json.loads(file.metadata()["history"])["losses"])
+    about = {"training": asdict(config), "seed": config.seed, "code": code_of(long_run)}
+    before = sum(os.times()[:4])  # seconds of this process and of the compilers that it started
+    history = train(
+        net,
+        tokens,
+        config,
+        evaluate=lambda: round(score(lm, followed.text).bits_per_byte, 4),
+        checkpoint=checkpoint,
+        save_every=100,
+    )
+    cpu_seconds = (sum(os.times()[:4]) - before) * config.n_steps / max(1, config.n_steps - first)
+    recipes.save_weights(recipes.LONG_WEIGHTS, net, tokenizer, about)
+    checkpoint.unlink()
+    n_params, n_tokens = (
+        sum(p.numel() for p in net.parameters()),
+        config.n_steps * config.batch_size * config.block_size,
+    )
+    losses = np.array(history.losses)
+    return {
+        "network": asdict(net.config),
+        "training": asdict(config),
+        "seed": config.seed,
+        "cpu_seconds": round(cpu_seconds),
+        "n_params": n_params,
+        "n_train_tokens": n_tokens,
+        "train_bytes": round(n_tokens * sum(d.n_bytes for d in corpus.train) / len(tokens)),
+        "operations": 6 * n_params * n_tokens,
+        "first_losses": losses[:100].round(4).tolist(),
+        "losses": [[i + 20, round(float(losses[i : i + 20].mean()), 4)] for i in range(0, len(losses), 20)],
+        "evaluated_on": followed.year,
+        "evaluations": history.evaluations,
+        "bits_of_a_paragraph": round(score(recipes.long_run(), corpus.valid[0].paragraphs[10]).bits, 2),
+    } | measured(recipes.long_run())
+
+
+def trial(share: float, dropout: float = 0.0, n_steps: int = 800, **training: Any) -> Run:
+    """A small network on the newest `share` of the train tokens, which it reads many times: what helps it on valid?"""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.neural import NeuralLM
+        from lmsurvey_code.tokenizers import train_bpe
+        from lmsurvey_code.training import TrainConfig, join_documents, set_seed, train
+        from lmsurvey_code.transformer import Transformer, TransformerConfig
+
+        corpus = load_corpus()
+        tokenizer = train_bpe(texts(corpus.train), 4096)
+        tokens = join_documents(tokenizer, texts(corpus.train))
+        tokens = tokens[round((1 - share) * len(tokens)) :]
+        shape = {"n_layer": 3, "n_head": 2, "n_embd": 128, "dropout": dropout}
+        fast = {"optimizer": "muon", "learning_rate": 0.02, "muon_precision": "bfloat16", "compile": True}
+        config = TrainConfig(n_steps, 8, 256, **{"warmup": 10, "recency": 0.5} | fast | training)
+        set_seed(config.seed)
+        net = Transformer(TransformerConfig(4096, config.block_size, **shape))
+        start = time.process_time()
+        losses = train(net, tokens, config).losses
+        cpu_seconds = time.process_time() - start
+        valid = score_documents(NeuralLM(net, tokenizer, config.block_size), texts(corpus.valid))
+        n_read = config.n_steps * config.batch_size * config.block_size
+        found = {"n_params": sum(p.numel() for p in net.parameters()), "times_read": round(n_read / len(tokens), 1)}
+        found |= {"cpu_seconds": round(cpu_seconds), "train_loss": round(float(np.mean(losses[-100:])), 3)}
+        return {"share": share} | shape | asdict(config) | found | {"valid": round(valid.bits_per_byte, 4)}
+
+    return run
+
+
+@cache
+def shipped() -> dict[str, Any]:
+    """What the row of the long run says about its cost."""
+    row = {row["run"]: row for row in recorded("long_run")}["long run"]
+    return {key: row[key] for key in ("n_params", "n_train_tokens", "train_bytes", "operations", "seed")}
+
+
+def shipped_alone() -> dict[str, Any]:
+    """The weights that come with the package."""
+    from lmsurvey_code.recipes import long_run
+
+    return shipped() | measured(long_run())
+
+
+def shipped_and_counting() -> dict[str, Any]:
+    """The same mixed with counts of its tokens; how much of each is chosen on the valid texts."""
+    from lmsurvey_code.language_model import Mixture
+    from lmsurvey_code.ngram import KneserNey, NgramCounts
+    from lmsurvey_code.recipes import long_run
+
+    corpus, net = load_corpus(), long_run()
+    counts = KneserNey(NgramCounts(texts(corpus.train), net.tokenizer, 4), modified=True)
+    a, b = (score_documents(model, texts(corpus.valid)).log_probs for model in (net, counts))
+    shares = [round(0.05 * i, 2) for i in range(1, 20)]
+    costs = [-float(np.logaddexp(a + np.log(share), b + np.log1p(-share)).mean()) for share in shares]
+    share = shares[int(np.argmin(costs))]
+    return shipped() | {"share": share} | measured(Mixture(net, counts, share))
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -698,6 +818,8 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
         "Transformer": small_network("Transformer"),
         **{f"Transformer, {n} times as long": small_network("Transformer", n) for n in (3, 10)},
         "Transformer, 6 times, more old texts": small_network("Transformer", 6, recency=2.0),
+        "Transformer, long run": shipped_alone,
+        "Transformer, long run, and counting": shipped_and_counting,
         "SmolLM2-135M-Instruct": packaged_llm,
     },
     "memory": memory,
@@ -709,6 +831,14 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
     "variants": variants,
     "fine_tuning": fine_tuning,
+    "long_run_search": lambda: {
+        "newest 10%, dropout 0.1": trial(0.1, 0.1),
+        "newest 10%, dropout 0.1, weight decay 0.1": trial(0.1, 0.1, weight_decay=0.1),
+        **{f"newest 10%, dropout {p}": trial(0.1, p) for p in (0.3, 0.0)},
+        "newest 20%": trial(0.2),
+        "newest 20%, dropout 0.1": trial(0.2, 0.1),
+    },
+    "long_run": lambda: {"long run": long_run},
 }
 
 

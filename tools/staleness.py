@@ -64,10 +64,15 @@ def results_in(tree: ast.AST) -> Iterator[str]:
 
 
 def data_in(tree: ast.AST, package: Path) -> Iterator[Path]:
-    """The files in the package's data folder that the code names, and all files of a folder that it names."""
+    """The files in the package's data folder that the code names, and all files of a folder that it names.
+
+    Not the weights: the code that makes them names them too, and they change only together with their recorded row.
+    """
     names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     for entry in (package / "data").glob("*"):
-        if entry.name in names and entry.name != "results":  # each recorded table counts for itself
+        if (
+            entry.name in names and entry.name != "results" and entry.suffix != ".safetensors"
+        ):  # each recorded table counts for itself
             yield from entry.rglob("*.*") if entry.is_dir() else [entry]
 
 
