@@ -84,16 +84,14 @@ def normed(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 def layer_in_numpy(block: nn.Module) -> tuple:
     """What a step needs of one block: two norms (C,) and four products."""
     a, m = block.attention, block.mlp
-    qkv = product(a.qkv) if hasattr(a, "qkv") else product(a.query, a.key, a.value)
-    gate_up = product(m.gate_up) if hasattr(m, "gate_up") else product(m.gate, m.up)
     norm_1, norm_2 = (norm.weight.detach().numpy() for norm in (block.norm_1, block.norm_2))
-    return norm_1, qkv, product(a.out), norm_2, gate_up, product(m.down)
+    return norm_1, product(a.query, a.key, a.value), product(a.out), norm_2, product(m.gate, m.up), product(m.down)
 
 
 def product(*layers: nn.Module) -> Product:
     """Some linear layers with the same input as one product; their weights are not copied where they lie together."""
-    if not hasattr(layers[0], "weight"):  # not a plain matrix, such as 4-bit weights
-        (layer,) = layers
+    if not hasattr(layers[0], "weight"):  # not plain matrices, such as 4-bit weights
+        layer = layers[0].below(*layers[1:]) if len(layers) > 1 else layers[0]
         return lambda x: layer(torch.from_numpy(x)[None])[0].numpy()
     weights = [layer.weight.detach() for layer in layers]
     ends = [w.data_ptr() + w.numel() * w.element_size() for w in weights]

@@ -12,60 +12,46 @@ from torch import nn
 
 from lmsurvey_code.gguf import StoredTensor
 from lmsurvey_code.numpy_step import NumpyStepTransformer
-from lmsurvey_code.transformer import MLP, Attention, TransformerConfig
+from lmsurvey_code.transformer import TransformerConfig
 
 GROUP = 32  # weights that share a scale
 INT4_KERNEL = "_weight_int4pack_mm_for_cpu"  # of PyTorch 2.6 or newer
 
 
 class Int4Linear(nn.Module):
-    """x (..., in) -> (..., out) without bias, in float32; the weights are Q4_1 matrices (out_i, in) below each other.
+    """x (..., in) -> (..., out) without bias, in float32, by a matrix of 4-bit weights in the order of the kernel."""
 
-    Raises:
-        ValueError: a matrix is not Q4_1.
-    """
-
-    def __init__(self, *matrices: StoredTensor) -> None:
+    def __init__(self, packed: torch.Tensor, scales: torch.Tensor) -> None:
         super().__init__()
-        kinds = {m.kind for m in matrices}
-        if kinds != {"Q4_1"}:
-            raise ValueError(f"matrices: of kind {', '.join(sorted(kinds))}; allowed: Q4_1 alone")
-        q, d, m = (
-            torch.cat([torch.from_numpy(part(matrix)) for matrix in matrices])
-            for part in (
-                lambda t: t.integers().astype("i4"),  # (out, in)
-                lambda t: t.blocks["d"].astype("f4").reshape(t.shape[0], -1),  # (out, in / 32)
-                lambda t: t.blocks["m"].astype("f4").reshape(t.shape[0], -1),
-            )
-        )
+        self.register_buffer("packed", packed, persistent=False)  # (out, in / 2) bytes
+        self.register_buffer("scales", scales, persistent=False)  # (in / 32, out, 2): d and z
+
+    @classmethod
+    def from_stored(cls, matrix: StoredTensor) -> "Int4Linear":
+        """The layer of a Q4_1 matrix (out, in). Raises ValueError where it is of another kind."""
+        if matrix.kind != "Q4_1":
+            raise ValueError(f"matrix: of kind {matrix.kind}; allowed: Q4_1")
+        q = torch.from_numpy(matrix.integers().astype("i4"))  # (out, in)
+        d, m = (torch.from_numpy(matrix.blocks[part].astype("f4")).view(len(q), -1) for part in "dm")  # (out, in / 32)
         scales = torch.stack([d, m + 8 * d], dim=-1).transpose(0, 1)  # (in / 32, out, 2)
-        self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1), persistent=False)
-        self.register_buffer("scales", scales.bfloat16().contiguous(), persistent=False)
+        return cls(torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1), scales.bfloat16().contiguous())
+
+    def below(self, *others: "Int4Linear") -> "Int4Linear":
+        """One layer with the outputs of this one and then those of the others.
+
+        Raises:
+            ValueError: a layer's outputs are no multiple of 64, and the kernel's blocks of rows would be cut.
+        """
+        layers = (self, *others)
+        if any(len(x.packed) % 64 for x in layers):
+            raise ValueError(f"others: {[len(x.packed) for x in layers]} outputs; allowed: multiples of 64")
+        return Int4Linear(torch.cat([x.packed for x in layers]), torch.cat([x.scales for x in layers], dim=1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> (..., out)."""
         rows = x.to(torch.bfloat16).flatten(0, -2)  # (n, in)
         out = getattr(torch.ops.aten, INT4_KERNEL)(rows, self.packed, GROUP, self.scales)
         return out.float().view(*x.shape[:-1], -1)
-
-
-class Int4Attention(Attention):
-    """Attention whose queries, keys and values come from one product, `qkv`."""
-
-    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """x (B, T, C) -> queries (B, T, nh hs), keys and values (B, T, nk hs)."""
-        qkv = self.qkv(x)
-        hs = qkv.shape[-1] // (self.n_head + 2 * self.n_kv_head)
-        return qkv.split([self.n_head * hs, self.n_kv_head * hs, self.n_kv_head * hs], dim=-1)
-
-
-class Int4MLP(MLP):
-    """A gated MLP whose first two projections are one product, `gate_up`."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, T, C) -> (B, T, C)."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.function(gate) * up)
 
 
 def int4_transformer(
@@ -76,11 +62,6 @@ def int4_transformer(
     Both are named as in `Transformer.state_dict`.
     """
     net = NumpyStepTransformer.without_weights(config)
-    for i, block in enumerate(net.blocks):
-        q, k, v, out = (stored[f"blocks.{i}.attention.{name}.weight"] for name in ("query", "key", "value", "out"))
-        gate, up, down = (stored[f"blocks.{i}.mlp.{name}.weight"] for name in ("gate", "up", "down"))
-        block.attention.__class__, block.mlp.__class__ = Int4Attention, Int4MLP
-        del block.attention.query, block.attention.key, block.attention.value, block.mlp.gate, block.mlp.up
-        block.attention.qkv, block.attention.out = Int4Linear(q, k, v), Int4Linear(out)
-        block.mlp.gate_up, block.mlp.down = Int4Linear(gate, up), Int4Linear(down)
+    for name, tensor in stored.items():
+        net.set_submodule(name.removesuffix(".weight"), Int4Linear.from_stored(tensor))
     return net.adopt(weights)

@@ -94,26 +94,31 @@ def random_q4(n_out: int, n_in: int, seed: int) -> StoredTensor:
 
 @needs_int4
 def test_a_layer_with_four_bits_multiplies_with_the_stored_weights():
-    one, other, x = random_q4(48, 64, 0), random_q4(16, 64, 1), torch.randn(2, 5, 64)
+    one, other, x = random_q4(128, 64, 0), random_q4(64, 64, 1), torch.randn(2, 5, 64)
     expected = x @ torch.from_numpy(np.concatenate([one.weights(), other.weights()])).T  # (2, 5, 64)
-    found = Int4Linear(one, other)(x)
+    found = Int4Linear.from_stored(one).below(Int4Linear.from_stored(other))(x)
     assert found.shape == expected.shape
     assert found.dtype == torch.float32
     assert (found - expected).norm() / expected.norm() < 0.01  # it rounds to bfloat16
-    with pytest.raises(ValueError, match="of kind F32; allowed: Q4_1 alone"):
-        Int4Linear(StoredTensor("F32", (1, 32), np.zeros(32, "<f4")))
+    with pytest.raises(ValueError, match="of kind F32; allowed: Q4_1"):
+        Int4Linear.from_stored(StoredTensor("F32", (1, 32), np.zeros(32, "<f4")))
+    with pytest.raises(ValueError, match=r"\[128, 16\] outputs; allowed: multiples of 64"):
+        Int4Linear.from_stored(one).below(Int4Linear.from_stored(random_q4(16, 64, 2)))
 
 
 @needs_int4
 def test_a_network_with_four_bits_is_the_network_of_its_weights():
+    config = TransformerConfig(50, 16, n_layer=2, n_head=4, n_embd=128, n_hidden=192, n_kv_head=2, norm_eps=1e-3)
     shapes = {
-        name: tuple(p.shape) for name, p in random_net().state_dict().items() if "attention" in name or "mlp" in name
+        name: tuple(p.shape)
+        for name, p in random_net(config).state_dict().items()
+        if "attention" in name or "mlp" in name
     }
     stored = {name: random_q4(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
-    net = random_net()
+    net = random_net(config)
     others = {name: weight for name, weight in net.state_dict().items() if name not in stored}
-    exact = Transformer.from_weights(CONFIG, others | {n: torch.from_numpy(t.weights()) for n, t in stored.items()})
-    rounded = int4_transformer(CONFIG, others, stored)
+    exact = Transformer.from_weights(config, others | {n: torch.from_numpy(t.weights()) for n, t in stored.items()})
+    rounded = int4_transformer(config, others, stored)
     idx = torch.randint(50, (1, 10))
     with torch.inference_mode():
         expected = exact(idx)
