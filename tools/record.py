@@ -1,6 +1,8 @@
 """Record the runs that take longer than a notebook may: `python tools/record.py NAME` (or `make results NAME=...`).
 
 A run whose row is there, made by the code of today, is not repeated: an interrupted recording goes on where it stopped.
+Where code changed and results should not have, `python tools/record.py NAME RUN [RUN ...]` repeats these runs; if they
+agree with their rows, the rows of the same kinds stay.
 
 one_axis            every model of the book on the texts of valid and, once, on the address of 2026
 memory              three recurrent cells at equal size and equal time; training with and without carried state
@@ -19,6 +21,7 @@ fine_tuning         from nothing against pre-trained, by number of labels (chapt
 import ast
 import inspect
 import json
+import math
 import sys
 import textwrap
 import time
@@ -865,11 +868,45 @@ def code_of(run: Run) -> str:
     return code_hash(new_notebook(cells=[new_code_cell(source) for source in sources]))
 
 
+def agreement(old: Any, new: Any) -> list[bool]:
+    """Whether each number of a row (within 0.5%, or 0.005 where it is small) and each character is as before."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in old if key not in ("run", "code", "machine", "seconds", "cpu_seconds")]
+        return [same for key in keys for same in agreement(old[key], new.get(key))]
+    if isinstance(old, list | tuple | str) and isinstance(new, list | tuple | str) and len(old) == len(new):
+        if len(old) == 1 and isinstance(old, str):
+            return [old == new]
+        return [same for a, b in zip(old, new, strict=True) for same in agreement(a, b)]
+    if isinstance(old, float | int) and isinstance(new, float | int):
+        return [math.isclose(old, new, rel_tol=0.005, abs_tol=0.005)]
+    return [old == new] * max(1, len(str(old)))
+
+
+def confirm(name: str, chosen: list[str]) -> None:
+    """Repeat some runs of a table; where 99% of what they give is as recorded, its rows of these kinds stay.
+
+    For changes of the code that should change no result, such as a faster path. A kind is the function of a run.
+    """
+    runs, rows = TABLES[name](), {row["run"]: row for row in recorded(name)}
+    for run in chosen:
+        start, found = time.perf_counter(), agreement(rows[run], json.loads(json.dumps(runs[run]())))
+        print(f"{run}: {sum(found)} of {len(found)} as before ({time.perf_counter() - start:.0f} s)", flush=True)
+        if sum(found) < 0.99 * len(found):
+            raise SystemExit("the results changed: make them again")
+    kinds = {runs[run].__qualname__ for run in chosen}
+    kept = [run for run in rows if run in runs and runs[run].__qualname__ in kinds]
+    for run in kept:
+        record(name, rows[run] | {"code": code_of(runs[run])})
+    print(f"{name}: {len(kept)} rows of {len(rows)} confirmed")
+
+
 def main() -> None:
     """Make the missing rows of one table."""
-    if len(sys.argv) != 2 or sys.argv[1] not in TABLES:
+    if len(sys.argv) < 2 or sys.argv[1] not in TABLES:
         raise SystemExit(f"usage: make results NAME=...; tables: {', '.join(TABLES)}")
     name = sys.argv[1]
+    if sys.argv[2:]:
+        return confirm(name, sys.argv[2:])
     done = {row["run"]: row["code"] for row in recorded(name)} if (FOLDER / f"{name}.jsonl").exists() else {}
     runs = TABLES[name]()
     codes = {run: code_of(make) for run, make in runs.items()}  # now: this file may be edited while it runs
