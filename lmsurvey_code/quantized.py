@@ -1,4 +1,4 @@
-"""Compute with 4-bit weights as the file stores them: a seventh of the memory that float32 needs for each new token.
+"""Compute with 4-bit weights as the file stores them: about a sixth of the bytes of float32.
 
 Used by `llm.py` where `dtype="int4"` is asked for, and by the chapter *Opening the LLM*. A Q4_1 block is w = d q + m
 with q from 0 to 15 for 32 weights of a row. PyTorch's kernel for such blocks wants w = d (q - 8) + z, so z = m + 8 d.
