@@ -282,9 +282,9 @@ def _network(metadata: dict[str, Any], tensors: dict[str, StoredTensor], dtype: 
     config, stored = llama_from_gguf(metadata, tensors)
     if dtype != "int4":
         return NumpyStepTransformer.from_weights(config, side_by_side(stored, getattr(torch, dtype)))
-    in_blocks = {name: tensor for name, tensor in stored.items() if tensor.kind == "Q4_1"}
-    others = {name: tensor for name, tensor in stored.items() if name not in in_blocks}
-    return int4_transformer(config, side_by_side(others, torch.float32), in_blocks)
+    quantized = {name: tensor for name, tensor in stored.items() if tensor.kind != "F32"}
+    others = {name: tensor for name, tensor in stored.items() if tensor.kind != "Q4_1"}
+    return int4_transformer(config, side_by_side(others, torch.float32), quantized)
 
 
 def side_by_side(stored: dict[str, StoredTensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -42,14 +42,10 @@ class NumpyStepTransformer(Transformer):
             return super().step(idx, state)
         if not self._layers:
             self._layers = [layer_in_numpy(block) for block in self.blocks]
-            self._output = product(self.embedding) if isinstance(self.blocks[0].mlp.down, nn.Linear) else self._by_torch
+            self._output = product(self.embedding if self.head is None else self.head)
         new = [copy.copy(cache) for cache in state]
         x = self._one_token(int(idx), new)
         return torch.from_numpy(self._output(x)).view(1, 1, -1), new
-
-    def _by_torch(self, x: np.ndarray) -> np.ndarray:
-        """Logits (V,) by PyTorch: where blocks use its threads, NumPy's own would stand in their way."""
-        return self.logits(torch.from_numpy(x)).numpy()
 
     def _one_token(self, token: int, state: list[KeyValues]) -> np.ndarray:
         """The stream (C,) after the last block; `state` receives the new key and value of each layer."""

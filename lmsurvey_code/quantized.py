@@ -1,8 +1,9 @@
-"""Compute with 4-bit weights as the file stores them: about a sixth of the bytes of float32.
+"""Compute with few bits as the file stores them: each new token reads about a fifth of the bytes of float32.
 
 Used by `llm.py` where `dtype="int4"` is asked for, and by the chapter *Opening the LLM*. A Q4_1 block is w = d q + m
 with q from 0 to 15 for 32 weights of a row. PyTorch's kernel for such blocks wants w = d (q - 8) + z, so z = m + 8 d.
-It multiplies in bfloat16 without ever writing the weights out.
+It multiplies in bfloat16 without ever writing the weights out. An 8-bit weight of a Q8_0 block goes through the same
+kernel as two 4-bit ones.
 
 Not here: making few bits out of many; the file's author did that.
 """
@@ -28,12 +29,21 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def from_stored(cls, matrix: StoredTensor) -> "Int4Linear":
-        """The layer of a Q4_1 matrix (out, in). Raises ValueError where it is of another kind."""
-        if matrix.kind != "Q4_1":
-            raise ValueError(f"matrix: of kind {matrix.kind}; allowed: Q4_1")
+        """The layer of a Q4_1 matrix (out, in), or the two halves of a Q8_0 matrix, (2 out, in): see `Int8Linear`.
+
+        Raises:
+            ValueError: the matrix is of another kind.
+        """
+        if matrix.kind not in ("Q4_1", "Q8_0"):
+            raise ValueError(f"matrix: of kind {matrix.kind}; allowed: Q4_1, Q8_0")
         q = torch.from_numpy(matrix.integers().astype("i4"))  # (out, in)
-        d, m = (torch.from_numpy(matrix.blocks[part].astype("f4")).view(len(q), -1) for part in "dm")  # (out, in / 32)
-        scales = torch.stack([d, m + 8 * d], dim=-1).transpose(0, 1)  # (in / 32, out, 2)
+        d = torch.from_numpy(matrix.blocks["d"].astype("f4")).view(len(q), -1)  # (out, in / 32)
+        if matrix.kind == "Q4_1":
+            z = torch.from_numpy(matrix.blocks["m"].astype("f4")).view_as(d) + 8 * d
+        else:  # q + 128 = 16 h + l, so d q = 16 d (h - 8) + d (l - 8) + 8 d
+            q, z = torch.cat([(q + 128) >> 4, (q + 128) & 15]), torch.cat([0 * d, 8 * d])
+            d = torch.cat([16 * d, d])
+        scales = torch.stack([d, z], dim=-1).transpose(0, 1)  # (in / 32, out, 2)
         return cls(torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1), scales.bfloat16().contiguous())
 
     def below(self, *others: "Int4Linear") -> "Int4Linear":
@@ -54,14 +64,27 @@ class Int4Linear(nn.Module):
         return out.float().view(*x.shape[:-1], -1)
 
 
+class Int8Linear(Int4Linear):
+    """The same for 8-bit weights: each is sixteen times one 4-bit number plus another."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in) -> (..., out)."""
+        high, low = super().forward(x).chunk(2, dim=-1)
+        return high + low
+
+
 def int4_transformer(
     config: TransformerConfig, weights: dict[str, torch.Tensor], stored: dict[str, StoredTensor]
 ) -> NumpyStepTransformer:
-    """A decoder whose blocks multiply with the Q4_1 tensors in `stored`; `weights` are its embedding and norms.
+    """A decoder that multiplies with the integers in `stored`: the matrices of its blocks, and its embedding.
 
-    Both are named as in `Transformer.state_dict`.
+    `weights` are the norms, and the embedding for where single rows of it are read. All are named as in
+    `Transformer.state_dict`.
     """
     net = NumpyStepTransformer.without_weights(config)
     for name, tensor in stored.items():
-        net.set_submodule(name.removesuffix(".weight"), Int4Linear.from_stored(tensor))
+        if name == "embedding.weight":
+            net.head = Int8Linear.from_stored(tensor)
+        else:
+            net.set_submodule(name.removesuffix(".weight"), Int4Linear.from_stored(tensor))
     return net.adopt(weights)

@@ -6,7 +6,7 @@ import torch
 
 from lmsurvey_code.gguf import BLOCKS, StoredTensor
 from lmsurvey_code.numpy_step import NumpyStepTransformer, product
-from lmsurvey_code.quantized import INT4_KERNEL, Int4Linear, int4_transformer
+from lmsurvey_code.quantized import INT4_KERNEL, Int4Linear, Int8Linear, int4_transformer
 from lmsurvey_code.transformer import Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(50, 16, n_layer=2, n_head=4, n_embd=64, n_hidden=96, n_kv_head=2, norm_eps=1e-3)
@@ -100,10 +100,22 @@ def test_a_layer_with_four_bits_multiplies_with_the_stored_weights():
     assert found.shape == expected.shape
     assert found.dtype == torch.float32
     assert (found - expected).norm() / expected.norm() < 0.01  # it rounds to bfloat16
-    with pytest.raises(ValueError, match="of kind F32; allowed: Q4_1"):
+    with pytest.raises(ValueError, match="of kind F32; allowed: Q4_1, Q8_0"):
         Int4Linear.from_stored(StoredTensor("F32", (1, 32), np.zeros(32, "<f4")))
     with pytest.raises(ValueError, match=r"\[128, 16\] outputs; allowed: multiples of 64"):
         Int4Linear.from_stored(one).below(Int4Linear.from_stored(random_q4(16, 64, 2)))
+
+
+@needs_int4
+def test_a_layer_with_eight_bits_is_two_with_four():
+    blocks = np.zeros(64 * 2, BLOCKS[8][1])
+    rng = np.random.default_rng(0)
+    blocks["d"], blocks["q"] = rng.uniform(0.01, 0.02, 128), rng.integers(-128, 128, (128, 32))
+    stored, x = StoredTensor("Q8_0", (64, 64), blocks), torch.randn(2, 5, 64)
+    expected = x @ torch.from_numpy(stored.weights()).T  # (2, 5, 64)
+    found = Int8Linear.from_stored(stored)(x)
+    assert found.shape == expected.shape
+    assert (found - expected).norm() / expected.norm() < 0.01
 
 
 @needs_int4

@@ -239,6 +239,10 @@ NumPy step: the gate without its function | numpy_step.py | numpy_step
 - torch.stack([d, m + 8 * d], dim=-1)
 + torch.stack([d, m], dim=-1)
 
+8 bits: the upper half counts too little | quantized.py | numpy_step
+- torch.cat([16 * d, d])
++ torch.cat([15 * d, d])
+
 sampling: min-p of 1 | sampling.py | sampling
 - log_probs.max() + np.log(min_p)
 + log_probs.max()

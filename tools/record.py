@@ -869,16 +869,16 @@ def code_of(run: Run) -> str:
 
 
 def agreement(old: Any, new: Any) -> list[bool]:
-    """Whether each number of a row (within 0.5%, or 0.005 where it is small) and each character is as before."""
+    """Whether each number of a row (within 1%, or 0.02 where it is small) and each character is as before."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [key for key in old if key not in ("run", "code", "machine", "seconds", "cpu_seconds")]
+        keys = [key for key in old if key not in ("run", "code", "machine", "seconds", "cpu_seconds", "fit_seconds")]
         return [same for key in keys for same in agreement(old[key], new.get(key))]
     if isinstance(old, list | tuple | str) and isinstance(new, list | tuple | str) and len(old) == len(new):
         if len(old) == 1 and isinstance(old, str):
             return [old == new]
         return [same for a, b in zip(old, new, strict=True) for same in agreement(a, b)]
     if isinstance(old, float | int) and isinstance(new, float | int):
-        return [math.isclose(old, new, rel_tol=0.005, abs_tol=0.005)]
+        return [math.isclose(old, new, rel_tol=0.01, abs_tol=0.02)]
     return [old == new] * max(1, len(str(old)))
 
 
