@@ -43,40 +43,6 @@ class LanguageModel(Protocol):
         ...
 
 
-class Mixture:
-    """share p(token | past) of one model + (1 - share) of another: linear interpolation of two models.
-
-    Args:
-        first: a model.
-        second: a model over the same tokens.
-        share: the weight of the first, above 0 and below 1; choose it on held-out text.
-
-    Raises:
-        ValueError: `share` is not between 0 and 1, or the vocabularies differ in size.
-    """
-
-    def __init__(self, first: LanguageModel, second: LanguageModel, share: float) -> None:
-        if not 0 < share < 1:
-            raise ValueError(f"share: {share}; allowed: above 0 and below 1")
-        sizes = first.tokenizer.vocab_size, second.tokenizer.vocab_size
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"second: {sizes[1]} tokens; allowed: those of first, which has {sizes[0]}")
-        self.models, self.log_shares = (first, second), (math.log(share), math.log1p(-share))
-        self.tokenizer = first.tokenizer
-        self.block_size = min((m.block_size for m in self.models if m.block_size is not None), default=None)
-
-    def next_log_probs(self, tokens: Sequence[int]) -> np.ndarray:
-        """log p(next token | tokens), in nats, shape (vocab_size,)."""
-        return self._mix([model.next_log_probs(tokens) for model in self.models])
-
-    def log_probs(self, tokens: Sequence[int], *, stride: int | None = None) -> np.ndarray:
-        """log p(tokens[i] | tokens[:i]), in nats, shape (len(tokens),); each model reads the text by itself."""
-        return self._mix([model.log_probs(tokens, stride=stride) for model in self.models])
-
-    def _mix(self, log_probs: list[np.ndarray]) -> np.ndarray:
-        return np.logaddexp(*(share + p for share, p in zip(self.log_shares, log_probs, strict=True)))
-
-
 @runtime_checkable
 class TextGenerator(Protocol):
     """A model that only returns text, such as a hosted LLM."""

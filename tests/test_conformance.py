@@ -14,7 +14,7 @@ from torch import nn
 import lmsurvey_code
 from lmsurvey_code.arpa import load_arpa, save_arpa
 from lmsurvey_code.feedforward import FeedForwardLM
-from lmsurvey_code.language_model import LanguageModel, Mixture, TextGenerator, score
+from lmsurvey_code.language_model import LanguageModel, TextGenerator, score
 from lmsurvey_code.llm import LLM
 from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.ngram import AbsoluteDiscounting, AddK, BackoffLM, Katz, KneserNey, NgramCounts, WittenBell
@@ -109,11 +109,6 @@ MODELS = {
     "NeuralLM, RNN": lambda: NeuralLM(network("rnn"), ByteTokenizer(), None),
     "LLM, own": lambda: tiny_llm(own=True),
     "LLM, transformers": lambda: tiny_llm(own=False),
-    "Mixture": lambda: Mixture(
-        NeuralLM(network("transformer"), ByteTokenizer(), 16),
-        KneserNey(NgramCounts(TRAIN, ByteTokenizer(), 4), modified=True),
-        share=0.7,
-    ),
 }
 
 

@@ -25,10 +25,11 @@ import math
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -793,19 +794,40 @@ def shipped_alone() -> dict[str, Any]:
     return shipped() | measured(long_run())
 
 
+class Mixture:
+    """share p(token | past) of one model + (1 - share) of another over the same tokens."""
+
+    def __init__(self, first: LanguageModel, second: LanguageModel, share: float) -> None:
+        self.models, self.shares = (first, second), (share, 1 - share)
+        self.tokenizer, self.block_size = first.tokenizer, first.block_size
+
+    def _mix(self, log_probs: list[np.ndarray]) -> np.ndarray:
+        return np.logaddexp(*(np.log(share) + p for share, p in zip(self.shares, log_probs, strict=True)))
+
+    def next_log_probs(self, tokens: Sequence[int]) -> np.ndarray:
+        """log p(next token | tokens), shape (vocab_size,)."""
+        return self._mix([model.next_log_probs(tokens) for model in self.models])
+
+    def log_probs(self, tokens: Sequence[int], *, stride: int | None = None) -> np.ndarray:
+        """log p(tokens[i] | tokens[:i]), shape (len(tokens),); each model reads the text by itself."""
+        return self._mix([model.log_probs(tokens, stride=stride) for model in self.models])
+
+
 def shipped_and_counting() -> dict[str, Any]:
     """The same mixed with counts of its tokens; how much of each is chosen on the valid texts."""
-    from lmsurvey_code.language_model import Mixture
     from lmsurvey_code.ngram import KneserNey, NgramCounts
     from lmsurvey_code.recipes import long_run
 
     corpus, net = load_corpus(), long_run()
     counts = KneserNey(NgramCounts(texts(corpus.train), net.tokenizer, 4), modified=True)
-    a, b = (score_documents(model, texts(corpus.valid)).log_probs for model in (net, counts))
-    shares = [round(0.05 * i, 2) for i in range(1, 20)]
-    costs = [-float(np.logaddexp(a + np.log(share), b + np.log1p(-share)).mean()) for share in shares]
-    share = shares[int(np.argmin(costs))]
-    return shipped() | {"share": share} | measured(Mixture(net, counts, share))
+    by_share = {}
+    a, b = (score_documents(model, texts(corpus.valid)) for model in (net, counts))
+    for share in np.arange(0.05, 1, 0.05).round(2).tolist():
+        mixed = np.logaddexp(a.log_probs + np.log(share), b.log_probs + np.log1p(-share))
+        by_share[share] = round(-float(mixed.sum()) / math.log(2) / a.n_bytes, 4)
+    share = min(by_share, key=by_share.get)
+    about = {"share": share, "valid_of_counting": round(b.bits_per_byte, 4), "valid_by_share": list(by_share.items())}
+    return shipped() | about | measured(Mixture(net, counts, share))
 
 
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
@@ -846,7 +868,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
 
 
 def sources_of(function: Callable) -> list[str]:
-    """The source of a function and of all functions of this file that it calls, directly or not."""
+    """The source of a function and of all functions and classes of this file that it names, directly or not."""
     found, waiting = {}, [function]
     while waiting:
         function = waiting.pop()
@@ -855,7 +877,8 @@ def sources_of(function: Callable) -> list[str]:
         waiting += [
             value
             for name in names
-            if inspect.isfunction(value := inspect.unwrap(globals().get(name, name))) and value.__module__ == __name__
+            if isinstance(value := inspect.unwrap(globals().get(name, name)), FunctionType | type)
+            and value.__module__ == __name__
         ]
     return [found[name] for name in sorted(found)]
 
