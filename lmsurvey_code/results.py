@@ -10,6 +10,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from lmsurvey_code.files import whole_file
+
 FOLDER = Path(__file__).parent / "data" / "results"
 
 
@@ -33,12 +35,8 @@ def record(name: str, row: dict[str, Any], key: str = "run") -> None:
     rows = recorded(name) if path.exists() else []
     place = next((i for i, old in enumerate(rows) if old[key] == row[key]), len(rows))
     rows[place : place + 1] = [row]
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def machine() -> str:

@@ -80,7 +80,14 @@ def choose_token(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
 ) -> int:
-    """The token after `tokens`, with distribution `log_probs` (vocab_size,); the settings as in `generate`."""
+    """The token after `tokens`, drawn from their next distribution `log_probs` (vocab_size,) as the settings change it.
+
+    Args:
+        temperature: see `apply_temperature`; None: greedy, always the most likely token.
+        top_k: see `keep_top_k`. top_p: see `keep_top_p`. min_p: see `keep_min_p`. All work on the distribution after
+            the temperature.
+        repetition_penalty: see `penalize_repetition`, for all tokens so far; before the temperature.
+    """
     if repetition_penalty != 1:
         log_probs = penalize_repetition(log_probs, tokens, repetition_penalty)
     if temperature is None:
@@ -96,13 +103,9 @@ def generate(
     prompt: str = "",
     *,
     max_new_tokens: int = 100,
-    temperature: float | None = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
     stop: Sequence[str] = (),
     seed: int = 0,
+    **settings: float | None,
 ) -> str:
     """Continue `prompt`, one token at a time; returns the new text alone.
 
@@ -110,12 +113,9 @@ def generate(
         model: any language model of this book.
         prompt: the text to continue; empty: from the start of a document.
         max_new_tokens: how many tokens to draw at most. The model's `end_token`, where it has one, ends earlier.
-        temperature: see `apply_temperature`; None: greedy, always the most likely token.
-        top_k: see `keep_top_k`. top_p: see `keep_top_p`. min_p: see `keep_min_p`. All work on the distribution after
-            the temperature.
-        repetition_penalty: see `penalize_repetition`, for all tokens so far; before the temperature.
         stop: the text ends before the first of these strings.
         seed: the same seed gives the same text.
+        settings: `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty`, as in `choose_token`.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -127,9 +127,7 @@ def generate(
     n_prompt = len(tokens)
     end_token = getattr(model, "end_token", None)
     for _ in range(max_new_tokens):
-        token = choose_token(
-            model.next_log_probs(tokens), tokens, rng, temperature, top_k, top_p, min_p, repetition_penalty
-        )
+        token = choose_token(model.next_log_probs(tokens), tokens, rng, **settings)
         if token == end_token:
             break
         tokens.append(token)

@@ -11,9 +11,7 @@ Not here: several processes.
 """
 
 import json
-import os
 import random
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from lmsurvey_code.files import is_shown, whole_file
 from lmsurvey_code.tokenizers import Tokenizer
 
 ALLOWED = {
@@ -142,11 +141,11 @@ def train(
         load_checkpoint(checkpoint, net, optimizers, run, history)
     first, state = len(history.losses), None
 
-    def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Nats per token of the windows x (B, T) with next tokens y (B, T)."""
+    def loss_of(x: torch.Tensor, y: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        """Nats per token of the windows x (B, T) with next tokens y (B, T), and the state after them."""
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            logits = net(x)  # (B, T, V)
-        return F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+            logits, state = (net(x), None) if config.carry == 1 else net.step(x, state)  # (B, T, V)
+        return F.cross_entropy(logits.float().flatten(0, 1), y.flatten()), state
 
     loss_of = torch.compile(loss_of) if config.compile else loss_of
     with torch.random.fork_rng(devices=[]):
@@ -156,13 +155,8 @@ def train(
             x, y = draw(data, config, at) if draw else draw_batch(data, config, at, config.recency_at(step - at))
             for group in (g for optimizer in optimizers for g in optimizer.param_groups):
                 group["lr"] = group["highest_lr"] * config.learning_rate_factor(step)
-            x, y = x.to(device), y.to(device)
-            if config.carry == 1:
-                loss = loss_of(x, y)
-            else:  # the state goes on, the gradient does not
-                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                    logits, state = net.step(x, detached(state) if at else None)
-                loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+            # The state goes on, the gradient does not.
+            loss, state = loss_of(x.to(device), y.to(device), detached(state) if at else None)
             history.losses.append(loss.item())
             if not np.isfinite(history.losses[-1]):
                 raise FloatingPointError(
@@ -256,9 +250,7 @@ def set_seed(seed: int) -> None:
 
 def progress(steps: range, what: str) -> Iterable[int]:
     """A progress bar in a terminal or a notebook; nothing elsewhere, or where LMSURVEY_QUIET=1 is set."""
-    ipython = sys.modules.get("IPython")
-    in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-    if os.environ.get("LMSURVEY_QUIET") == "1" or not (in_notebook or sys.stderr.isatty()):
+    if not is_shown():
         return steps
     from tqdm.auto import tqdm
 
@@ -336,13 +328,8 @@ def save_checkpoint(
         for j, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{name}": value for name, value in state.items()}
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         save_file(tensors, partial, metadata={"run": json.dumps(run), "history": json.dumps(asdict(history))})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(

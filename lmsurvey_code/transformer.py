@@ -33,7 +33,6 @@ ALLOWED = {
     "norm_position": ("pre", "post", "sandwich"),
     "activation": (*ACTIVATIONS, *GATED),
 }
-POSITIONS = ALLOWED["position"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class TransformerConfig:
     n_embd: int = 256
     n_hidden: int | None = None  # width of the MLP; None: 4 n_embd, or for a gated one 8/3 n_embd, a multiple of 32
     n_kv_head: int | None = None  # heads of keys and values; None: as many as queries
-    position: str = "rope"  # how it knows the order: one of POSITIONS
+    position: str = "rope"  # how it knows the order: one of ALLOWED
     rope_base: float = 10_000.0
     head_size: int | None = None  # None: n_embd / n_head
     norm: str = "rms"  # "rms", "layer", or "deep": LayerNorm, and the stream counts more (Wang et al. 2022)

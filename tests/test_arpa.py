@@ -2,11 +2,11 @@
 
 import gzip
 import math
+import os
 
 import numpy as np
 import pytest
 
-from lmsurvey_code import arpa
 from lmsurvey_code.arpa import SpacedTokenizer, load_arpa, save_arpa, token_names
 from lmsurvey_code.language_model import score
 from lmsurvey_code.ngram import Katz, KneserNey, NgramCounts
@@ -173,7 +173,7 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "m.arpa"
     path.write_text("old", encoding="utf-8")
-    monkeypatch.setattr(arpa.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save_arpa(KneserNey(NgramCounts(TEXTS, ByteTokenizer(), 2)), path)
     assert [p.read_text(encoding="utf-8") for p in tmp_path.iterdir()] == ["old"]

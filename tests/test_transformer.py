@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from lmsurvey_code.positions import relative_buckets, sinusoids
-from lmsurvey_code.transformer import ACTIVATIONS, POSITIONS, Attention, Block, Transformer, TransformerConfig
+from lmsurvey_code.transformer import ACTIVATIONS, ALLOWED, Attention, Block, Transformer, TransformerConfig
 
 # The names of the weights in transformers: each part of ours, and the same part of theirs.
 LLAMA = {
@@ -254,7 +254,7 @@ def test_a_mask_of_ones_and_zeros_replaces_the_causal_one():
 
 
 def test_an_encoder_sees_all_and_takes_no_steps():
-    for position in POSITIONS:
+    for position in ALLOWED["position"]:
         net, idx = tiny(causal=False, position=position), torch.zeros(1, 16, dtype=torch.long)
         changed = idx.clone()
         changed[0, -1] = 7
@@ -272,7 +272,7 @@ def test_an_output_layer_of_its_own():
     assert net(torch.zeros(1, 4, dtype=torch.long)).abs().sum() == 0
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", ALLOWED["position"])
 def test_no_position_sees_the_future(position):
     net, idx = tiny(position=position), torch.zeros(1, 16, dtype=torch.long)
     changed = idx.clone()
@@ -281,7 +281,7 @@ def test_no_position_sees_the_future(position):
     assert differs.tolist() == [False] * 5 + [True] * 11
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", ALLOWED["position"])
 @pytest.mark.parametrize("n_kv_head", [4, 2])
 def test_step_by_step_equals_forward(position, n_kv_head):
     net, idx = tiny(position=position, n_kv_head=n_kv_head), torch.randint(50, (3, 16))
@@ -308,7 +308,7 @@ def test_what_a_state_holds_never_changes():
     torch.testing.assert_close(logits[:, 0], net(one)[:, 4], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", ALLOWED["position"])
 def test_attention_weights_are_causal_distributions(position):
     weights = tiny(position=position).attention(torch.randint(50, (1, 10)))
     assert weights.shape == (2, 4, 10, 10)
@@ -318,7 +318,7 @@ def test_attention_weights_are_causal_distributions(position):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", ALLOWED["position"])
 def test_attention_weights_are_those_of_the_fast_path(position, causal):
     net, idx = tiny(n_kv_head=2, position=position, causal=causal), torch.randint(50, (1, 10))
     layer = net.blocks[0].attention
@@ -353,7 +353,7 @@ def test_attention_equals_multi_head_attention_of_torch():
 def test_only_positions_tell_order():
     # Without positions, the last token sees a set: swapping two earlier ones changes nothing in the first layer.
     idx, swapped = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[2, 1, 3, 4]])
-    for position in POSITIONS:
+    for position in ALLOWED["position"]:
         torch.manual_seed(0)
         net = Transformer(TransformerConfig(50, 16, n_layer=1, n_head=4, n_embd=32, position=position))
         for p in net.parameters():

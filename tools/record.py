@@ -184,7 +184,7 @@ def carried(n_tokens: int, carry: bool, seed: int) -> Run:
 
         corpus, tokenizer = load_corpus(), recipes.small_tokenizer()
         length = {"batch_size": 512 // n_tokens, "block_size": n_tokens, "carry": 1024 // n_tokens if carry else 1}
-        net = recipes.small_lstm(seed)
+        net = recipes.small_recurrent("lstm", seed)
         tokens = join_documents(tokenizer, texts(corpus.train))
         train(net, tokens, replace(recipes.LSTM_TRAINING, n_steps=300, seed=seed, **length))
         valid = score_documents(NeuralLM(net, tokenizer, None), texts(corpus.valid))
