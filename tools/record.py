@@ -706,7 +706,7 @@ def by_labels(method: str, n_labels: int) -> Run:
 
 
 def pre_training(kind: str) -> Run:
-    """The losses of "causal" or "masked" pre-training, and what 300 tokens of valid cost after it, in nats."""
+    """The losses of "causal" or "masked" pre-training, and what 300 tokens of the task's "valid" cost after it."""
 
     def run() -> dict[str, Any]:
         import torch
@@ -715,7 +715,7 @@ def pre_training(kind: str) -> Run:
         from lmsurvey_code.masked import MaskedLM
 
         encoder, losses = encoder_and_losses(kind)
-        held_out = [fine_tuning.small_encode(d.text)[:65] for d in load_corpus().valid[:6]]  # (6, 65)
+        held_out = [fine_tuning.small_encode(d.text)[:65] for d in fine_tuning.documents_of("valid")[-6:]]  # (6, 65)
         if kind == "masked":
             model = MaskedLM(encoder, fine_tuning.MASK)
             costs = [-model.pseudo_log_likelihood(ids, range(8, 58)).mean() for ids in held_out]
