@@ -730,7 +730,7 @@ def pre_training(kind: str) -> Run:
     return run
 
 
-def fine_tuning() -> dict[str, Run]:
+def fine_tuning_runs() -> dict[str, Run]:
     """Both ways to pre-train, and every method with 8 to 2,048 labels."""
     runs = {f"pre-training, {kind}": pre_training(kind) for kind in ("causal", "masked")}
     for method in methods():
@@ -878,7 +878,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "tokens": tokens,
     "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
     "variants": variants,
-    "fine_tuning": fine_tuning,
+    "fine_tuning": fine_tuning_runs,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
         "newest 10%, dropout 0.1, weight decay 0.1": trial(0.1, 0.1, weight_decay=0.1),
