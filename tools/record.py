@@ -710,7 +710,7 @@ def by_labels(method: str, n_labels: int) -> Run:
 
 
 def pre_training(kind: str) -> Run:
-    """The losses of "causal" or "masked" pre-training, and what 300 tokens of valid cost after it, in nats."""
+    """The losses of "causal" or "masked" pre-training, and what 300 tokens of the task's "valid" cost after it."""
 
     def run() -> dict[str, Any]:
         import torch
@@ -719,7 +719,7 @@ def pre_training(kind: str) -> Run:
         from lmsurvey_code.masked import MaskedLM
 
         encoder, losses = encoder_and_losses(kind)
-        held_out = [fine_tuning.small_encode(d.text)[:65] for d in load_corpus().valid[:6]]  # (6, 65)
+        held_out = [fine_tuning.small_encode(d.text)[:65] for d in fine_tuning.documents_of("valid")[-6:]]  # (6, 65)
         if kind == "masked":
             model = MaskedLM(encoder, fine_tuning.MASK)
             costs = [-model.pseudo_log_likelihood(ids, range(8, 58)).mean() for ids in held_out]
@@ -734,7 +734,7 @@ def pre_training(kind: str) -> Run:
     return run
 
 
-def fine_tuning() -> dict[str, Run]:
+def fine_tuning_runs() -> dict[str, Run]:
     """Both ways to pre-train, and every method with 8 to 2,048 labels."""
     runs = {f"pre-training, {kind}": pre_training(kind) for kind in ("causal", "masked")}
     for method in methods():
@@ -903,7 +903,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "tokens": tokens,
     "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
     "variants": variants,
-    "fine_tuning": fine_tuning,
+    "fine_tuning": fine_tuning_runs,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
         "newest 10%, dropout 0.1, weight decay 0.1": trial(0.1, 0.1, weight_decay=0.1),
