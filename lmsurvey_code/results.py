@@ -30,7 +30,6 @@ def recorded(name: str) -> list[dict[str, Any]]:
 
 def record(name: str, row: dict[str, Any], key: str = "run") -> None:
     """Write `row` into table `name`, in place of the row with the same `row[key]` where there is one."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{name}.jsonl"
     rows = recorded(name) if path.exists() else []
     place = next((i for i, old in enumerate(rows) if old[key] == row[key]), len(rows))

@@ -159,10 +159,8 @@ def train(
             loss, state = loss_of(x.to(device), y.to(device), detached(state) if at else None)
             history.losses.append(loss.item())
             if not np.isfinite(history.losses[-1]):
-                raise FloatingPointError(
-                    f"the loss is {history.losses[-1]} at step {step}; try a smaller learning_rate, a longer warmup, "
-                    "a smaller grad_clip, or precision='float32'"
-                )
+                advice = "a smaller learning_rate or grad_clip, a longer warmup, or precision='float32'"
+                raise FloatingPointError(f"the loss is {history.losses[-1]} at step {step}; try {advice}")
             loss.backward()
             if config.grad_clip is not None:
                 nn.utils.clip_grad_norm_(net.parameters(), config.grad_clip)

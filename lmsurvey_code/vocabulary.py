@@ -34,13 +34,11 @@ def plan(vocab_size: int, operations: float, window: int = 128) -> tuple[Transfo
     if window < 1 or STEP_TOKENS % window:
         raise ValueError(f"window: {window}; allowed: a divisor of {STEP_TOKENS}, the tokens of a step")
     config = replace(TRANSFORMER, vocab_size=vocab_size, block_size=window)
-    n_steps = round(operations / step_operations(config))
-    if n_steps < 10:
-        raise ValueError(
-            f"operations: {operations:.3g}; allowed: ten steps, {10 * step_operations(config):.3g}, or more"
-        )
+    step = step_operations(config)
+    if operations < 10 * step:
+        raise ValueError(f"operations: {operations:.3g}; allowed: ten steps, {10 * step:.3g}, or more")
     batch = {"batch_size": STEP_TOKENS // window, "block_size": window}
-    return config, replace(TRANSFORMER_TRAINING, n_steps=n_steps, **batch)
+    return config, replace(TRANSFORMER_TRAINING, n_steps=round(operations / step), **batch)
 
 
 def train_and_score(tokenizer: Tokenizer, operations: float, *, window: int = 128, seed: int = 0) -> dict[str, Any]:

@@ -253,9 +253,7 @@ def train_word_vectors(paragraphs: Sequence[Sequence[str]], config: WordVectorCo
     config = config or WordVectorConfig()
     words, counts = count_words(paragraphs, config.min_count)
     if len(words) < 2:
-        raise ValueError(
-            f"paragraphs: {len(words)} words occur min_count = {config.min_count} times; allowed: 2 or more"
-        )
+        raise ValueError(f"paragraphs: {len(words)} words occur {config.min_count} times; allowed: 2 or more words")
     index = {word: i for i, word in enumerate(words)}
     known = [[index[word] for word in paragraph if word in index] for paragraph in paragraphs]
     lengths = np.array([len(paragraph) for paragraph in known])

@@ -205,7 +205,7 @@ def test_bad_settings(setting, message):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="paragraphs: 1 words occur min_count = 5 times"):
+    with pytest.raises(ValueError, match="paragraphs: 1 words occur 5 times"):
         train_word_vectors([["a"] * 5, ["b"]])
     with pytest.raises(ValueError, match="word: 'prince' has no vector; allowed: the 4 words"):
         four_words().nearest("prince")

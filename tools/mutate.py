@@ -299,6 +299,14 @@ masked: token type forgotten | masked.py | masked
 - ["position.weight"] += weights["emb
 + ["position.weight"] + weights["emb
 
+fine-tuning: texts with the labels of others | fine_tuning.py | fine_tuning
+- for i in chosen]), y[chosen]
++ for i in chosen]), y[: len(chosen)]
+
+fine-tuning: the encoder itself is changed | fine_tuning.py | fine_tuning
+- Classifier(copy.deepcopy(encoder),
++ Classifier(encoder,
+
 LLM: SHA-256 not checked | packaged.py | llm
 - if found != self.sha256[file]:
 + if False:
