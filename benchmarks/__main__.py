@@ -6,7 +6,6 @@ that is not there leaves a row that says why. RESULTS.md is the same as a table;
 
 import importlib
 import json
-import os
 import pkgutil
 import sys
 from datetime import date
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
+from lmsurvey_code.files import whole_file
 from lmsurvey_code.results import machine
 
 FOLDER = Path(__file__).parent
@@ -69,9 +69,8 @@ def main(names: list[str]) -> None:
     order = all_names()
     rows = sorted((row for row in kept.values() if row["file"] in order), key=lambda row: order.index(row["file"]))
     for path, text in ((FILE, json.dumps(rows, indent=1, ensure_ascii=False)), (FOLDER / "RESULTS.md", table(rows))):
-        partial = path.with_suffix(".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

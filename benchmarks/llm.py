@@ -55,6 +55,7 @@ def decode_rows() -> list[dict[str, Any]]:
     model.end_token = None  # all write the same number of tokens
     hf = AutoModelForCausalLM.from_pretrained(SMOLLM2.folder(), gguf_file=GGUF_FILE, dtype=torch.float32)
     options = {"do_sample": False, "max_new_tokens": N_NEW, "min_new_tokens": N_NEW, "pad_token_id": 0}
+    options["attention_mask"] = torch.ones_like(idx)  # the start token is no padding
     matrices = [p.detach().numpy() for p in model.net.parameters() if p.ndim == 2]
     vectors = {n: np.ones(n, np.float32) for n in {w.shape[1] for w in matrices}}
     assert (
@@ -80,13 +81,17 @@ def decode_rows() -> list[dict[str, Any]]:
 
 def four_bit_rows(name: str, prompt: str, tokens: list[int]) -> list[dict[str, Any]]:
     """Ours with dtype="int4", and llama.cpp, which has 4 bits in all of its blocks too."""
-    try:
-        from llama_cpp import Llama
-    except ImportError as reason:
-        return [{"name": name, "missing": f"llama.cpp: {reason}"}]
+    file = str(SMOLLM2.folder() / GGUF_FILE)
+    probe = f"from llama_cpp import Llama; Llama({file!r}, n_ctx=64, verbose=False).eval([0, 1, 2])"
+    found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    if found.returncode:  # below zero: the process was killed by that signal
+        reason = found.stderr.strip().splitlines()[-1:] or [f"it stops with code {found.returncode} on this machine"]
+        return [{"name": name, "missing": f"llama.cpp: {reason[0]}"}]
+    from llama_cpp import Llama
+
     model = open_llm(dtype="int4", quiet=True)
     model.end_token = None
-    peer = Llama(str(SMOLLM2.folder() / GGUF_FILE), n_ctx=512, n_threads=2, n_threads_batch=2, verbose=False)
+    peer = Llama(file, n_ctx=512, n_threads=2, n_threads_batch=2, verbose=False)
 
     def theirs() -> None:
         peer.reset()
