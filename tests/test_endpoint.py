@@ -418,7 +418,10 @@ def test_a_real_server_answers_as_the_model_does(tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM
 
     model = open_llm(quiet=True)
-    AutoModelForCausalLM.from_pretrained(SMOLLM2.folder(), gguf_file=GGUF_FILE).save_pretrained(tmp_path / "model")
+    hf = AutoModelForCausalLM.from_pretrained(SMOLLM2.folder(), gguf_file=GGUF_FILE)
+    hf.hf_quantizer = None  # it has unpacked the weights, and they are saved as such
+    vars(hf.config).pop("quantization_config", None)
+    hf.save_pretrained(tmp_path / "model")
     model.tokenizer.hf.save_pretrained(tmp_path / "model")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
