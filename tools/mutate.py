@@ -96,8 +96,8 @@ back-off: the weight of the context is forgotten | ngram.py | ngram
 + pass
 
 ARPA: log10 taken for nats | arpa.py | arpa
-- values.reshape(-1, 2) * math.log(10)
-+ values.reshape(-1, 2)
+- values *= math.log(10)
++ values *= 1
 
 sampling: top-p stops too early | sampling.py | sampling
 - order[before < top_p]
@@ -120,8 +120,8 @@ decoding: a prompt that is other tokens | decoding.py | decoding
 + :
 
 decoding: runs of all samples count as repeated | decoding.py | decoding
-- n_repeated + len(runs) - len(set(runs))
-+ n_repeated + len(runs) - len(set(runs) - set(pooled))
+- n_new = sum(len(set(of_text)) for of_prompt in runs for of_text in of_prompt)
++ n_new = sum(len(set().union(*of_prompt)) for of_prompt in runs)
 
 decoding: the start token is penalized | decoding.py | decoding
 - choose_token(log_probs, tokens[1:], rng
@@ -236,8 +236,8 @@ NumPy step: the gate without its function | numpy_step.py | numpy_step
 + gate * up
 
 4 bits: the zero point forgotten | quantized.py | numpy_step
-- torch.stack([d, m + 8 * d], dim=-1)
-+ torch.stack([d, m], dim=-1)
+- .view_as(d) + 8 * d
++ .view_as(d)
 
 8 bits: the upper half counts too little | quantized.py | numpy_step
 - torch.cat([16 * d, d])
