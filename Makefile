@@ -6,6 +6,9 @@ BOOK_PY := .venv-book/bin/python
 CHAPTER ?=
 NAME ?=
 PORT ?= 8000
+# llama.cpp for the benchmarks: for this CPU, but without AMX, with which its first token can be a segmentation fault.
+LLAMA_FLAGS := -DGGML_NATIVE=OFF $(shell grep -qs avx512_vnni /proc/cpuinfo && \
+	echo -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON)
 
 .PHONY: help book serve test test-fast test-portable test-site lint refresh results bench mutate lab wheel release \
         constraints clean env book-env
@@ -49,8 +52,8 @@ results: env ## record the runs that take long, and resume where they stopped (N
 
 bench: env ## time the book's code beside the field's tools, which it installs (NAME=ngram: one file of benchmarks/)
 	@$(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[peers]"
-	@$(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[llama]" || \
-		echo "llama.cpp could not be compiled: its row will say so"
+	@CMAKE_ARGS="$(LLAMA_FLAGS)" $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
+		--editable ".[llama]" || echo "llama.cpp could not be compiled: its row will say so"
 	@$(PY) -m benchmarks $(NAME)
 
 mutate: env ## break the code in small ways, one at a time; every break must make a test fail

@@ -56,8 +56,8 @@ def decode_rows() -> list[dict[str, Any]]:
     hf = AutoModelForCausalLM.from_pretrained(SMOLLM2.folder(), gguf_file=GGUF_FILE, dtype=torch.float32)
     options = {"do_sample": False, "max_new_tokens": N_NEW, "min_new_tokens": N_NEW, "pad_token_id": 0}
     options["attention_mask"] = torch.ones_like(idx)  # the start token is no padding
-    matrices = [p.detach().numpy() for p in model.net.parameters() if p.ndim == 2]
-    vectors = {n: np.ones(n, np.float32) for n in {w.shape[1] for w in matrices}}
+    matrices = [p.detach() for p in model.net.parameters() if p.ndim == 2]
+    vectors = {n: torch.ones(n) for n in {w.shape[1] for w in matrices}}
     assert (
         write(model, prompt)[:40]
         == model.tokenizer.decode(hf.generate(idx, **options)[0, N_PROMPT + 1 :].tolist())[:40]
@@ -65,7 +65,7 @@ def decode_rows() -> list[dict[str, Any]]:
     ours, theirs, roof = in_turn(
         lambda: write(model, prompt),
         lambda: hf.generate(idx, **options),
-        lambda: [w @ vectors[w.shape[1]] for _ in range(N_NEW) for w in matrices],
+        lambda: [torch.mv(w, vectors[w.shape[1]]) for _ in range(N_NEW) for w in matrices],
     )
     rows = [
         {"name": f"{name}float32", "peer": N_NEW / theirs, "peer_name": "transformers, generate"},

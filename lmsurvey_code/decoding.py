@@ -13,7 +13,7 @@ import numpy as np
 
 from lmsurvey_code.corpus import load_corpus
 from lmsurvey_code.llm import LLM, write_many
-from lmsurvey_code.sampling import choose_token
+from lmsurvey_code.sampling import choose_token, normalize
 from lmsurvey_code.tokenizers import Tokenizer
 
 
@@ -44,8 +44,8 @@ def continuations(
     """`n_samples` continuations of each prompt, as tokens; `settings` as in `sampling.generate`."""
     rng = np.random.default_rng(seed)
 
-    def choose(log_probs: np.ndarray, tokens: list[int]) -> int:
-        return choose_token(log_probs, tokens[1:], rng, **settings)  # without the start token
+    def choose(logits: np.ndarray, tokens: list[int]) -> int:
+        return choose_token(normalize(logits), tokens[1:], rng, **settings)  # without the start token
 
     repeated = [prompt for prompt in prompts for _ in range(n_samples)]
     written = write_many(model, repeated, n_new, choose, n_batch=len(repeated))

@@ -35,7 +35,7 @@ from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.numpy_step import NumpyStepTransformer
 from lmsurvey_code.packaged import PackagedModel, say
 from lmsurvey_code.quantized import INT4_KERNEL, int4_transformer
-from lmsurvey_code.sampling import generate, normalize
+from lmsurvey_code.sampling import generate
 from lmsurvey_code.tokenizers import HFTokenizer
 from lmsurvey_code.transformer import Transformer, TransformerConfig, n_parameters
 
@@ -98,8 +98,7 @@ class LLM(NeuralLM):
         device: str | None = None,
     ) -> None:
         own = isinstance(net, Transformer)
-        longest = net.config.block_size if own else getattr(net.hf.config, "max_position_embeddings", None)
-        longest = longest or MAX_WINDOW
+        longest = (net.config.block_size if own else getattr(net.hf.config, "max_position_embeddings", 0)) or MAX_WINDOW
         block_size = min(longest, MAX_WINDOW) if block_size is None else block_size
         if not 1 <= block_size <= longest:
             raise ValueError(f"block_size: {block_size}; allowed: 1 to {longest}, the positions that {name} knows")
@@ -205,9 +204,8 @@ def _from_transformers(name: str, shown: bool, dtype: torch.dtype) -> tuple[Any,
             todo = "the file may be damaged, or `pip install gguf accelerate` is needed to read it"
     else:
         todo = "check spelling and network, run `hf auth login` if the model is gated, or give a local folder"
-    hint = "" if folder.is_dir() else " (the Hub's files are downloaded where they are missing)"
+    source, hint = (str(folder), "") if folder.is_dir() else (name, " (what is missing is downloaded from the Hub)")
     say(f"Opening {name}{hint}", shown)
-    source = str(folder) if folder.is_dir() else name
     options = {"trust_remote_code": False, "use_safetensors": True} | gguf
     try:
         with _hushed(bars=shown):
@@ -324,11 +322,16 @@ def _byte_level_tokenizer(metadata: dict[str, Any]) -> Any:
 
 # ---- many texts at a time ----
 
-Choice = Callable[[np.ndarray, list[int]], int]  # log-probs (V,) and the tokens so far -> the next token
+Choice = Callable[[np.ndarray, list[int]], int]  # logits (V,) and the tokens so far -> the next token
+
+
+def most_likely(logits: np.ndarray, tokens: list[int]) -> int:
+    """Greedy: the token with the largest of the `logits` (V,)."""
+    return int(logits.argmax())
 
 
 def write_many(
-    model: LLM, prompts: Sequence[str], max_new_tokens: int, choose: Choice | None = None, n_batch: int = 25
+    model: LLM, prompts: Sequence[str], max_new_tokens: int, choose: Choice = most_likely, n_batch: int = 25
 ) -> list[list[int]]:
     """The new tokens after each prompt, up to the model's end token: for the packaged model, many texts in one pass.
 
@@ -360,11 +363,8 @@ def write_many(
             state = model.net.repeat(shared, len(batch)) if shared else None
             for _ in range(max_new_tokens):
                 logits, state = model.net.step(idx, state)
-                if choose is None:
-                    new = logits[:, -1].argmax(-1).tolist()
-                else:
-                    rows = (normalize(row) for row in logits[:, -1].float().numpy())
-                    new = [choose(row, tokens[i] + written[i]) for row, i in zip(rows, batch, strict=True)]
+                rows = zip(logits[:, -1].float().numpy(), batch, strict=True)
+                new = [choose(row, tokens[i] + written[i]) for row, i in rows]
                 for i, token in zip(batch, new, strict=True):
                     written[i].append(token)
                 idx = torch.tensor(new)[:, None]  # (B, 1)

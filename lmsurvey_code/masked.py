@@ -186,9 +186,7 @@ def open_encoder(folder: str | Path | None = None, *, quiet: bool = False) -> En
     try:
         weights = load_safetensors(weights_file)
         for theirs, name in NAMES.items():
-            weights = {
-                key.removeprefix("bert.").replace(theirs, name): weight.float() for key, weight in weights.items()
-            }
+            weights = {key.removeprefix("bert.").replace(theirs, name): w.float() for key, w in weights.items()}
         # BERT adds a vector that says which of two texts a token is in. Here there is one: it joins the positions.
         weights["position.weight"] += weights["embeddings.token_type_embeddings.weight"][0]
         net = Transformer.without_weights(ours)

@@ -51,6 +51,7 @@ class NeuralLM:
         self.tokenizer = tokenizer
         self.block_size = block_size
         self.start_token = start_token
+        self._weights = [*self.net.parameters()]  # listed once: to find those of an LLM takes a millisecond
         self._last: tuple[list[int], int, Any, torch.Tensor] | None = None  # inputs, version, state, logits (V,)
 
     @property
@@ -148,7 +149,7 @@ class NeuralLM:
             if not hasattr(self.net, "step"):
                 return self.net(torch.tensor([inputs], device=self.device))[0, first:]
             # Training changes weights in place, and each change counts in a tensor's version: the state is too old.
-            version = sum(p._version for p in self.net.parameters())
+            version = sum(weight._version for weight in self._weights)
             known, state = 0, None
             if self._last is not None and self._last[1] == version:
                 before, _, old_state, logits = self._last
@@ -165,7 +166,7 @@ class NeuralLM:
             self._last = None  # a state may change in place: forget it first, in case the step is interrupted
             logits, state = self.net.step(torch.tensor([inputs[known:]], device=self.device), state)
             # a copy, not a view: that would keep the logits of all positions in memory
-            self._last = (inputs, version, state, logits[0, -1].clone())
+            self._last = (inputs, version, state, logits[0, -1].clone() if logits.shape[1] > 1 else logits[0, -1])
             return logits[0, first - known :]
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
@@ -181,12 +182,14 @@ class NeuralLM:
 def _inference(net: torch.nn.Module) -> Iterator[None]:
     """No gradients and no dropout inside; the network's training mode comes back after."""
     was_training = net.training
-    net.eval()
+    if was_training:  # a change of the mode visits all parts of the network, and an LLM has hundreds
+        net.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        net.train(was_training)
+        if was_training:
+            net.train()
 
 
 def _gather(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

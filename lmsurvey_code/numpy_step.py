@@ -2,14 +2,15 @@
 
 Used by `llm.py`, and explained in the chapter *Opening the LLM*. For one token every product is matrix times vector,
 and the time should be that of reading all weights once. But a layer also has some 40 small operations. PyTorch needs
-several microseconds to start each of them, NumPy about one. The weights, keys and values are those of `transformer.py`,
-not copies.
+several microseconds to start each of them, NumPy about one: so NumPy does these, and PyTorch the products. The weights,
+keys and values are those of `transformer.py`, not copies.
 
 Not here: other forms of the block than LLaMA's; batches; GPUs. For these the step of `Transformer` is used.
 """
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -52,16 +53,15 @@ class NumpyStepTransformer(Transformer):
         n, nh, nk = state[0].n, self.config.n_head, self.config.n_kv_head or self.config.n_head
         if n >= self.config.block_size:
             raise ValueError(f"idx: {n + 1} positions; allowed: 1 to block_size = {self.config.block_size}")
-        cos, sin = self.rope[:, n].numpy()  # (hs / 2,)
-        half, eps = len(cos), self.config.norm_eps
-        x = self.embedding.weight[token].numpy()  # (C,)
+        turn, eps = rotation(*self.rope[:, n].numpy()), self.config.norm_eps
+        x, hs = self.embedding.weight[token].numpy(), len(turn)  # (C,)
         for (norm_1, qkv, out, norm_2, gate_up, down), cache in zip(self._layers, state, strict=True):
-            heads = qkv(normed(x, norm_1, eps)).reshape(-1, 2 * half)  # (nh + 2 nk, hs): queries, keys, values
-            left, right = heads[: nh + nk, :half], heads[: nh + nk, half:]
-            turned = np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=1)  # (nh + nk, hs)
-            new = torch.from_numpy(turned[nh:]), torch.from_numpy(heads[nh + nk :])
-            k, v = (part[0].numpy() for part in cache.add(*(part[None, :, None] for part in new)))  # (nk, S, hs)
-            q = turned[:nh].reshape(nk, nh // nk, -1) * (2 * half) ** -0.5
+            heads = qkv(normed(x, norm_1, eps)).reshape(-1, hs)  # (nh + 2 nk, hs): queries, keys, values
+            turned = heads[: nh + nk] @ turn  # (nh + nk, hs)
+            cache.extend(1)
+            k, v = (buffer.numpy()[0, :, : n + 1] for buffer in cache.buffers)  # (nk, S, hs)
+            k[:, n], v[:, n] = turned[nh:], heads[nh + nk :]
+            q = turned[:nh].reshape(nk, nh // nk, hs) * hs**-0.5
             scores = q @ k.transpose(0, 2, 1)  # (nk, nh / nk, S)
             scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
             found = (scores @ v) / scores.sum(axis=-1, keepdims=True)  # (nk, nh / nk, hs)
@@ -70,6 +70,11 @@ class NumpyStepTransformer(Transformer):
             gate, up = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
             x = x + down(gate / (1 + np.exp(-gate)) * up)  # silu(gate) * up
         return normed(x, self.norm.weight.numpy(), eps)
+
+
+def rotation(cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """What RoPE does at one position, as a matrix (hs, hs) for rows; cosines and sines (hs / 2,)."""
+    return np.block([[np.diag(cos), np.diag(sin)], [np.diag(-sin), np.diag(cos)]])
 
 
 def normed(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -90,9 +95,8 @@ def product(*layers: nn.Module) -> Product:
         layer = layers[0].below(*layers[1:]) if len(layers) > 1 else layers[0]
         return lambda x: layer(torch.from_numpy(x)[None])[0].numpy()
     weights = [layer.weight.detach() for layer in layers]
-    ends = [w.data_ptr() + w.numel() * w.element_size() for w in weights]
-    if all(w.data_ptr() == end for w, end in zip(weights[1:], ends, strict=False)):
-        matrix = weights[0].as_strided((sum(len(w) for w in weights), weights[0].shape[1]), weights[0].stride()).numpy()
-    else:
-        matrix = torch.cat(weights).numpy()
-    return lambda x: matrix @ x
+    together = all(w.data_ptr() == before.data_ptr() + before.nbytes for before, w in pairwise(weights))
+    size = sum(map(len, weights)), weights[0].shape[1]
+    matrix = weights[0].as_strided(size, weights[0].stride()) if together else torch.cat(weights)
+    # By PyTorch: NumPy is as fast, but its threads would still wait for work while those of PyTorch read a prompt.
+    return lambda x: torch.mv(matrix, torch.from_numpy(x)).numpy()

@@ -81,22 +81,26 @@ class KeyValues:
     """
 
     def __init__(self, block_size: int) -> None:
-        self.block_size, self.n = block_size, 0
+        self.block_size, self.n, self.room = block_size, 0, 0
         self.buffers: list[torch.Tensor] = []
         self.written = [0]  # shared by all that share the buffers: how far they are full
 
     def add(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Append those of new positions (B, nk, T, hs); keys and values of all positions, (B, nk, S, hs)."""
-        end = self.n + k.shape[2]
-        if not self.buffers or end > self.buffers[0].shape[2] or self.written[0] > self.n:
-            room = (*k.shape[:2], min(self.block_size, max(64, 2 * end)), k.shape[3])
-            old, self.buffers, self.written = self.tensors, [k.new_empty(room), v.new_empty(room)], [self.n]
-            for new, tensor in zip(self.buffers, old, strict=False):
-                new[:, :, : self.n] = tensor
+        start = self.n
+        self.extend(k.shape[2], k, v)
         for buffer, tensor in zip(self.buffers, (k, v), strict=True):
-            buffer[:, :, self.n : end] = tensor
-        self.n = self.written[0] = end
+            buffer[:, :, start : self.n] = tensor
         return self.tensors
+
+    def extend(self, T: int, *first: torch.Tensor) -> None:
+        """T positions more, still to be written; `first` are keys and values, which the first call needs."""
+        start, self.n = self.n, self.n + T
+        if self.n > self.room or self.written[0] > start:
+            self.room = min(self.block_size, max(64, 2 * self.n))
+            old = (tensor[:, :, :start] for tensor in self.buffers or first)
+            self.buffers, self.written = [F.pad(x, (0, 0, 0, self.room - start)) for x in old], [start]
+        self.written[0] = self.n
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -271,7 +275,8 @@ class Transformer(nn.Module):
             self.position = nn.Embedding(config.block_size, config.n_embd)
         elif config.position == "relative":  # one table for all layers, as in T5
             self.relative = nn.Embedding(32, config.n_head)
-        self._set_tables()
+        if not self.embedding.weight.is_meta:  # on that device to compute them would load PyTorch's compiler
+            self._set_tables()
         self.head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.apply(self._init)
         for block in self.blocks:  # each block starts as the identity
@@ -303,9 +308,8 @@ class Transformer(nn.Module):
         elif config.position == "alibi":
             self.register_buffer("slopes", alibi_slopes(config.n_head), persistent=False)
         elif config.position == "rope":
-            angles = rope_angles(
-                config.block_size, config.head_size or config.n_embd // config.n_head, config.rope_base
-            )
+            hs = config.head_size or config.n_embd // config.n_head
+            angles = rope_angles(config.block_size, hs, config.rope_base)
             self.register_buffer("rope", torch.stack([angles.cos(), angles.sin()]), persistent=False)  # (2, T, hs / 2)
 
     @staticmethod
