@@ -124,8 +124,8 @@ decoding: runs of all samples count as repeated | decoding.py | decoding
 + n_new = sum(len(set().union(*of_prompt)) for of_prompt in runs)
 
 decoding: the start token is penalized | decoding.py | decoding
-- choose_token(log_probs, tokens[1:], rng
-+ choose_token(log_probs, tokens, rng
+- choose_token(normalize(logits), tokens[1:], rng
++ choose_token(normalize(logits), tokens, rng
 
 LLM: many texts with the end token in them | llm.py | decoding
 - found[: found.index(end)] if end in found
@@ -183,8 +183,9 @@ neural: the context is scored with the answer | neural.py | neural
 + return logits[0, -(len(inputs) - first) - 1 :]
 
 neural: dropout stays on | neural.py | neural
--     net.eval()
+- net.eval()
 -     try:
++ pass
 +     try:
 
 neural: old state after training | neural.py | neural
@@ -208,7 +209,7 @@ Transformer: scores not divided | transformer.py | transformer
 + scores = q @ self.repeat(k)[0].transpose(2, 3)
 
 Transformer: a state written over by another | transformer.py | transformer
-- or self.written[0] > self.n:
+- or self.written[0] > start:
 + or False:
 
 Transformer: DeepNorm without its factor | transformer.py | transformer
@@ -228,8 +229,8 @@ gguf: the halves of a byte swapped | gguf.py | gguf
 + [q >> 4, q & 15]
 
 NumPy step: keys not rotated | numpy_step.py | numpy_step
-- torch.from_numpy(turned[nh:])
-+ torch.from_numpy(heads[nh : nh + nk])
+- turned[nh:], heads
++ heads[nh : nh + nk], heads
 
 NumPy step: the gate without its function | numpy_step.py | numpy_step
 - gate / (1 + np.exp(-gate)) * up
@@ -336,8 +337,8 @@ chapter: another first cell | book/counting.ipynb | notebooks -k made_cells
 + --upgrade
 
 chapter: its module changed | ngram.py | notebooks -k is_up_to_date
-- self._kept.append(c - freed)
-+ self._kept.append(c - 1 * freed)
+- self.counts.append(np.bincount(found))
++ self.counts.append(1 * np.bincount(found))
 
 stamps: any value is near | tools/stamps.py | tools_notebooks -k varies
 - <= tolerance * abs(b)
