@@ -64,8 +64,10 @@ def main(names: list[str]) -> None:
             if "missing" not in row:
                 row["ratio"] = row["ours"] / row["peer"]
                 row |= {key: float(f"{row[key]:.3g}") for key in ("ours", "peer", "ratio")}
-            kept[row["name"]] = row | {"file": name, "machine": machine(), "date": date.today().isoformat()}
-            print(json.dumps(kept[row["name"]], ensure_ascii=False), flush=True)
+            row |= {"file": name, "machine": machine(), "date": date.today().isoformat()}
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+            if "missing" not in row or "missing" in kept.get(row["name"], row):  # else an earlier figure says more
+                kept[row["name"]] = row
     order = all_names()
     rows = sorted((row for row in kept.values() if row["file"] in order), key=lambda row: order.index(row["file"]))
     for path, text in ((FILE, json.dumps(rows, indent=1, ensure_ascii=False)), (FOLDER / "RESULTS.md", table(rows))):
