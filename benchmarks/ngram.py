@@ -45,8 +45,8 @@ def find_lmplz() -> str:
                         ["cmake", "--build", BUILD / "build", "--target", "lmplz", "-j2"]):  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                error = next((line for line in done.stderr.splitlines() if "rror" in line), "")
-                raise RuntimeError(f"lmplz cannot be built; are the headers of Boost there? {error}".strip())
+                reason = " ".join(done.stderr.split())[-200:]  # one line, for the table
+                raise RuntimeError(f"lmplz cannot be built (are boost's headers there?): {reason}")
     return str(built)
 
 
