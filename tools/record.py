@@ -15,6 +15,7 @@ long_run_search     what was tried before the long run (chapter The long run)
 long_run            the network that trains for most of an hour, its log, and its weights (chapter The long run)
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 variants            the small Transformer with one setting changed at a time (chapter Variants of the Transformer)
+scaling             networks of many sizes at equal compute, one larger run, and text that is read again (Scaling laws)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
 """
 
@@ -878,6 +879,45 @@ def shipped_and_counting() -> dict[str, Any]:
     return shipped() | about | measured(Mixture(net, counts, share))
 
 
+def point(shape: tuple[int, int, int] | None, C: float, **settings: Any) -> Run:
+    """One run of the scaling study; of the shape that was predicted, where none is given."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.scaling import run_point
+
+        rows = {} if shape else {row["run"]: row for row in recorded("scaling")}
+        return run_point(shape or tuple(rows["prediction"]["shape"]), C, **settings)
+
+    return run
+
+
+def prediction() -> dict[str, Any]:
+    """What the grid says of the larger run, written down before that run is made."""
+    from lmsurvey_code.scaling import predict_held_out
+
+    return predict_held_out([row for row in recorded("scaling") if row["run"].startswith("grid")])
+
+
+def scaling() -> dict[str, Run]:
+    """The grid, its prediction, the run that it is for, and one size on texts of several lengths."""
+    from lmsurvey_code.scaling import GRID, HELD_OUT
+
+    runs = {
+        f"grid {C:.0e}, {shape[0]} layers of {shape[2]}, seed {seed}": point(shape, C, seed=seed)
+        for seed in range(3)
+        for C, shapes in GRID.items()
+        for shape in shapes
+        if seed == 0 or C <= 1e12
+    }
+    runs |= {"prediction": prediction, "held out": point(None, HELD_OUT)}
+    for unique in (2**17, 2**19, 2**21, None):
+        for D in (2**19, 2**20, 2**21, 2**22):
+            if not unique or unique <= D:
+                name = f"{D} bytes read of {unique or 'all'}"
+                runs[name] = point((2, 1, 64), 6 * 123_200 * D, unique=unique)
+    return runs
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -903,6 +943,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "tokens": tokens,
     "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
     "variants": variants,
+    "scaling": scaling,
     "fine_tuning": fine_tuning_runs,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
