@@ -15,7 +15,8 @@ long_run_search     what was tried before the long run (chapter The long run)
 long_run            the network that trains for most of an hour, its log, and its weights (chapter The long run)
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 variants            the small Transformer with one setting changed at a time (chapter Variants of the Transformer)
-scaling             networks of many sizes at equal compute, one larger run, and text that is read again (Scaling laws)
+scaling             networks of many sizes at equal compute, and text that is read again (chapter Scaling laws)
+scaling_prediction  what the grid of `scaling` predicts for a larger run, and then that run (chapter Scaling laws)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
 """
 
@@ -879,16 +880,34 @@ def shipped_and_counting() -> dict[str, Any]:
     return shipped() | about | measured(Mixture(net, counts, share))
 
 
-def point(shape: tuple[int, int, int] | None, C: float, **settings: Any) -> Run:
-    """One run of the scaling study; of the shape that was predicted, where none is given."""
+def point(shape: tuple[int, int, int], C: float, **settings: Any) -> Run:
+    """One run of the scaling study."""
 
     def run() -> dict[str, Any]:
         from lmsurvey_code.scaling import run_point
 
-        rows = {} if shape else {row["run"]: row for row in recorded("scaling")}
-        return run_point(shape or tuple(rows["prediction"]["shape"]), C, **settings)
+        return run_point(shape, C, **settings)
 
     return run
+
+
+def scaling() -> dict[str, Run]:
+    """The grid, and one size on texts of several lengths."""
+    from lmsurvey_code.scaling import GRID
+
+    runs = {
+        f"grid {C:.0e}, {shape[0]} layers of {shape[2]}, seed {seed}": point(shape, C, seed=seed)
+        for seed in range(3)
+        for C, shapes in GRID.items()
+        for shape in shapes
+        if seed == 0 or C <= 1e12
+    }
+    for unique in (2**17, 2**19, 2**21, None):
+        for D in (2**19, 2**20, 2**21, 2**22):
+            if not unique or unique <= D:
+                name = f"{D} bytes read of {unique or 'all'}"
+                runs[name] = point((2, 1, 64), 6 * 123_200 * D, unique=unique)
+    return runs
 
 
 def prediction() -> dict[str, Any]:
@@ -898,24 +917,11 @@ def prediction() -> dict[str, Any]:
     return predict_held_out([row for row in recorded("scaling") if row["run"].startswith("grid")])
 
 
-def scaling() -> dict[str, Run]:
-    """The grid, its prediction, the run that it is for, and one size on texts of several lengths."""
-    from lmsurvey_code.scaling import GRID, HELD_OUT
+def scaling_prediction() -> dict[str, Run]:
+    """The prediction, and then the run that it is for."""
+    from lmsurvey_code.scaling import HELD_OUT, HELD_OUT_SHAPE
 
-    runs = {
-        f"grid {C:.0e}, {shape[0]} layers of {shape[2]}, seed {seed}": point(shape, C, seed=seed)
-        for seed in range(3)
-        for C, shapes in GRID.items()
-        for shape in shapes
-        if seed == 0 or C <= 1e12
-    }
-    runs |= {"prediction": prediction, "held out": point(None, HELD_OUT)}
-    for unique in (2**17, 2**19, 2**21, None):
-        for D in (2**19, 2**20, 2**21, 2**22):
-            if not unique or unique <= D:
-                name = f"{D} bytes read of {unique or 'all'}"
-                runs[name] = point((2, 1, 64), 6 * 123_200 * D, unique=unique)
-    return runs
+    return {"prediction": prediction, "held out": point(HELD_OUT_SHAPE, HELD_OUT)}
 
 
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
@@ -944,6 +950,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
     "variants": variants,
     "scaling": scaling,
+    "scaling_prediction": scaling_prediction,
     "fine_tuning": fine_tuning_runs,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
