@@ -880,33 +880,34 @@ def shipped_and_counting() -> dict[str, Any]:
     return shipped() | about | measured(Mixture(net, counts, share))
 
 
-def point(shape: tuple[int, int, int], C: float, **settings: Any) -> Run:
+def point(n_embd: int, C: float, **settings: Any) -> Run:
     """One run of the scaling study."""
 
     def run() -> dict[str, Any]:
         from lmsurvey_code.scaling import run_point
 
-        return run_point(shape, C, **settings)
+        return run_point(n_embd, C, **settings)
 
     return run
 
 
 def scaling() -> dict[str, Run]:
     """The grid, and one size on texts of several lengths."""
-    from lmsurvey_code.scaling import GRID
+    from lmsurvey_code.scaling import GRID, study_config
+    from lmsurvey_code.transformer import n_parameters
 
     runs = {
-        f"grid {C:.0e}, {shape[0]} layers of {shape[2]}, seed {seed}": point(shape, C, seed=seed)
+        f"grid {C:.0e}, width {n_embd}, seed {seed}": point(n_embd, C, seed=seed)
         for seed in range(3)
-        for C, shapes in GRID.items()
-        for shape in shapes
-        if seed == 0 or C <= 1e12
+        for C, widths in GRID.items()
+        for n_embd in widths
+        if seed == 0 or C < 1e12
     }
+    N = n_parameters(study_config(48))
     for unique in (2**17, 2**19, 2**21, None):
         for D in (2**19, 2**20, 2**21, 2**22):
             if not unique or unique <= D:
-                name = f"{D} bytes read of {unique or 'all'}"
-                runs[name] = point((2, 1, 64), 6 * 123_200 * D, unique=unique)
+                runs[f"{D} bytes read of {unique or 'all'}"] = point(48, 6 * N * D, unique=unique)
     return runs
 
 
@@ -919,9 +920,9 @@ def prediction() -> dict[str, Any]:
 
 def scaling_prediction() -> dict[str, Run]:
     """The prediction, and then the run that it is for."""
-    from lmsurvey_code.scaling import HELD_OUT, HELD_OUT_SHAPE
+    from lmsurvey_code.scaling import HELD_OUT, HELD_OUT_WIDTH
 
-    return {"prediction": prediction, "held out": point(HELD_OUT_SHAPE, HELD_OUT)}
+    return {"prediction": prediction, "held out": point(HELD_OUT_WIDTH, HELD_OUT)}
 
 
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
