@@ -164,7 +164,7 @@ def predict(
 
 # ---- the study of this book: small Transformers over bytes ----
 
-# Widths (n_embd) that get so many operations. All networks have three layers of two heads: a jump in depth shows as a jump
+# Widths (n_embd) that get so many operations. All networks have three layers of two heads: a jump in depth shows as one
 # in the loss. Over bytes nearly all weights are in the layers, so N needs no second definition.
 GRID = {
     3e11: (24, 32, 48, 64, 80),
