@@ -167,8 +167,8 @@ def predict(
 # Widths (n_embd) that get so many operations. All networks have three layers of two heads: a jump in depth shows as one
 # in the loss. Over bytes nearly all weights are in the layers, so N needs no second definition.
 GRID = {
-    3e11: (24, 32, 48, 64, 80),
-    1e12: (32, 48, 64, 80, 96),
+    3e11: (16, 24, 32, 48, 64),
+    1e12: (24, 32, 48, 64, 80),
     3e12: (48, 64, 80, 96, 128),
     1e13: (64, 80, 96, 128, 192),
 }
