@@ -47,6 +47,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "survey_data_gb": float,
         "survey_hardware": str,
         "survey_days": float,
+        "survey_wrong": str,  # columns in which the survey's value is known not to belong to this model
     },
     "corpora": {
         "name": str,
@@ -158,6 +159,8 @@ def _is_day(cell: str) -> bool:
 def reported(row: Mapping[str, Any], column: str) -> tuple[Any, str]:
     """A value and who says so: `own` (the row's own source), else `survey`, else nobody (None and an empty string).
 
+    A value of the survey that is known to be wrong is not given.
+
     Raises:
         ValueError: the row has no such column.
 
@@ -168,5 +171,5 @@ def reported(row: Mapping[str, Any], column: str) -> tuple[Any, str]:
         raise ValueError(f"column: {column!r}; this row has {', '.join(row)}")
     if row[column] is not None:
         return row[column], "own"
-    value = row.get(f"survey_{column}")
+    value = None if column in (row.get("survey_wrong") or "").split() else row.get(f"survey_{column}")
     return value, "survey" if value is not None else ""

@@ -64,6 +64,7 @@ def test_sizes_of_models_are_plausible(row):
     assert size is None or 0.1 <= size <= 2000
     assert tokens is None or 50 <= tokens <= 50_000
     assert row["active_b"] is None or (row["architecture"] == "mixture" and row["active_b"] < size / 2)
+    assert set((row["survey_wrong"] or "").split()) <= {"size_b", "tokens_b"}
     assert row["base"] is None or row["base"] in MODELS or row["base"] == "LaMDA-PT"
     if row["chip_hours"] and row["chips"] and row["days"]:
         assert row["chip_hours"] == pytest.approx(row["chips"] * row["days"] * 24, rel=0.15)
@@ -108,6 +109,8 @@ def test_reported_prefers_the_source_and_says_who():
     assert reported(MODELS["Galactica"], "tokens_b") == (450.0, "own")
     assert reported(MODELS["CodeGen"], "tokens_b") == (577.0, "survey")
     assert reported(MODELS["GPT-4"], "tokens_b") == (None, "")
+    assert MODELS["PaLM 2"]["survey_size_b"] == 16  # of another model: see the page Errata
+    assert reported(MODELS["PaLM 2"], "size_b") == (None, "")
     with pytest.raises(ValueError, match="column: 'tokens'; this row has name, "):
         reported(MODELS["T5"], "tokens")
 
@@ -138,7 +141,7 @@ def test_a_table_of_the_readers_own_is_read(tmp_path):
         ({"access": "free"}, "column access: 'free'; expected one of open, closed"),
         ({"note": " a"}, "column note: ' a'; expected text without blanks around it"),
         ({"url": ""}, "column url: empty; every row needs name, url, read_in, checked"),
-        ({"name": "a\tb"}, "line 2: 26 cells, expected 25"),
+        ({"name": "a\tb"}, "line 2: 27 cells, expected 26"),
     ],
 )
 def test_a_broken_cell_is_named(cells, message, tmp_path):
