@@ -51,10 +51,11 @@
     add(set, 'legend', {}, name)
     return set
   }
-  const choice = (parent, type, name, value, text, checked = true) => {
+  const choice = (parent, type, name, value, text, checked = true, sign) => {
     const label = add(parent, 'label')
     const input = add(label, 'input', {type, name: `lm-${name}`, value})
     input.checked = checked
+    if (sign) add(label, 'span', {style: `color: var(--${value})`, 'aria-hidden': true}, sign)
     label.append(text)
     return input
   }
@@ -63,8 +64,8 @@
   choice(view, 'radio', 'view', 'time', 'date', false)
   const perToken = choice(view, 'checkbox', 'active', '1', 'of mixtures, count what one token uses')
   const access = group('Weights')
-  choice(access, 'checkbox', 'access', 'open', '● open')
-  choice(access, 'checkbox', 'access', 'closed', '■ closed')
+  choice(access, 'checkbox', 'access', 'open', 'open', true, '●')
+  choice(access, 'checkbox', 'access', 'closed', 'closed', true, '■')
   const kind = group('Made by')
   for (const value of ['company', 'research', 'mixed']) choice(kind, 'checkbox', 'kind', value, value)
   const span = group('Released')
@@ -80,7 +81,11 @@
   const svg = add(chart, 'svg', {role: 'group', 'aria-label': 'Each mark is a model; the arrow keys move between them'})
   const status = add(chart, 'p', {'aria-live': 'polite', class: 'lm-status'})
   const card = add(chart, 'div', {class: 'lm-card', 'aria-live': 'polite'})
-  add(card, 'p', {}, 'Point at a mark or tap it, or go to the chart with the Tab key and use the arrow keys: its row appears here, with its source.')
+  const hint = () => {
+    card.replaceChildren()
+    add(card, 'p', {}, 'Point at a mark or tap it, or go to the chart with the Tab key and use the arrow keys: its row appears here, with its source.')
+  }
+  hint()
 
   const short = x => x >= 1000 ? `${+(x / 1000).toPrecision(3)} trillion` : `${+x.toPrecision(3)} billion`
   const usedBy = row => row.active || row.total
@@ -99,7 +104,8 @@
     if (row.hardware) add(card, 'p', {}, `Hardware: ${row.hardware}`)
     if (row.note) add(card, 'p', {}, row.note)
     const source = add(card, 'p', {}, row.says.includes('survey') ? `Numbers of the survey: ${row.says.replace('survey: ', '')}. ` : '')
-    add(source, 'a', {href: row.url}, 'Source')
+    add(source, 'a', {href: row.url}, `Source: ${new URL(row.url).hostname}`)
+    source.append(`, ${table.tHead.rows[0].cells[keys.length - 1].textContent}`)
     const point = points.find(p => p.row === row)
     for (const p of points) p.mark.setAttribute('tabindex', p === point ? 0 : -1)
     ring?.remove()
@@ -118,7 +124,7 @@
     const placed = row => size(row) && (byTime || (row.seen && !row.base && (row.active || row.architecture !== 'mixture')))
     const kept = rows.filter(row => shown.access.has(row.access) && shown.kind.has(row.kind) && row.year >= +from.value && row.year <= +to.value)
     const drawn = kept.filter(placed)
-    status.textContent = `${drawn.length} of ${rows.length} models shown; ${kept.length - drawn.length} more fit the choice, but lack a number.`
+    status.textContent = `${drawn.length} of ${rows.length} models shown; ${kept.length - drawn.length} more fit the choice, but lack a number. Empty marks: a number of the survey.`
 
     const [y0, y1] = [8e7, 4e12], [x0, x1] = byTime ? [years[0], years.at(-1) + 1] : [3e10, 1e14]
     const part = (v, low, high, log) => log ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low)
@@ -156,10 +162,26 @@
       const name = `mark ${p.row.access} ${p.row.says.includes('survey') ? 'survey' : ''}`
       const shape = p.row.access === 'open' ? ['circle', {cx: p.x, cy: p.y, r: 4.5}] : ['rect', {x: p.x - 4, y: p.y - 4, width: 8, height: 8}]
       p.mark = add(svg, shape[0], {...shape[1], class: name, tabindex: -1, role: 'button', 'aria-label': `${p.row.name}, ${p.row.released}`})
-      if (points.length <= 14) words(p.x > width - 110 ? p.x - 8 : p.x + 8, p.y + 4, p.row.name, p.x > width - 110 ? 'end' : 'start')
+    }
+    // Names, where few marks are left: each on the first side on which it is free of the frame, of marks and of names.
+    const taken = points.map(p => [p.x - 5, p.y - 5, p.x + 5, p.y + 5])
+    for (const p of points.length <= 20 ? points : []) {
+      const long = 6.4 * p.row.name.length
+      for (const [x, y, anchor] of [[8, 4, 'start'], [-8, 4, 'end'], [0, -9, 'middle'], [0, 17, 'middle']]) {
+        const left = p.x + x - {start: 0, middle: long / 2, end: long}[anchor], spot = [left, p.y + y - 11, left + long, p.y + y + 2]
+        const free = taken.every(t => t[2] <= spot[0] || spot[2] <= t[0] || t[3] <= spot[1] || spot[3] <= t[1])
+        if (!free || left < box.left || left + long > width - box.right) continue
+        taken.push(spot)
+        words(p.x + x, p.y + y, p.row.name, anchor)
+        break
+      }
     }
     points[0]?.mark.setAttribute('tabindex', 0)
     if (chosen && points.some(p => p.row === chosen)) show(chosen)
+    else if (chosen) {
+      chosen = null
+      hint()
+    }
   }
 
   const nearest = event => {
