@@ -19,6 +19,7 @@ scaling             networks of many sizes at equal compute (chapter Scaling law
 scaling_prediction  what the grid of `scaling` predicts for a larger run, and then that run (chapter Scaling laws)
 scaling_repeated    one size, on texts of several lengths that it reads again and again (chapter Scaling laws)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
+emergence           copying, modular addition and addition, measured while small networks learn them (chapter Emergence)
 """
 
 import ast
@@ -888,6 +889,21 @@ def point(n_embd: int, C: float, **settings: Any) -> Run:
         from lmsurvey_code.scaling import run_point
 
         return run_point(n_embd, C, **settings)
+# ---- emergence ----
+
+
+def columns(trace: list[dict[str, float]]) -> dict[str, list[float]]:
+    """A trace as one list for each thing that was measured."""
+    return {key: [float(f"{row[key]:.4g}") for row in trace if key in row] for key in trace[-1]}
+
+
+def copying(n_layer: int, seed: int) -> Run:
+    """In-context copying by networks of attention alone."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.emergence import copying_run
+
+        return {"task": "copying", "n_layer": n_layer, "seed": seed} | columns(copying_run(n_layer, seed)[1])
 
     return run
 
@@ -932,6 +948,46 @@ def scaling_prediction() -> dict[str, Run]:
 
     return {"prediction": prediction, "held out": point(HELD_OUT_WIDTH, HELD_OUT)}
 
+def modular(share: float, seed: int, weight_decay: float = 1.0, n_steps: int = 2000) -> Run:
+    """Addition modulo a prime, learned from a share of all pairs."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.emergence import MODULAR, modular_run
+
+        config = replace(MODULAR, weight_decay=weight_decay, n_steps=n_steps)
+        about = {"task": "modular", "share": share, "weight_decay": weight_decay, "seed": seed}
+        return about | columns(modular_run(share, seed, config)[1])
+
+    return run
+
+
+def addition(width: int, seed: int) -> Run:
+    """Addition of several digits by networks of different widths."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.emergence import addition_run
+
+        net, trace = addition_run(width, seed)
+        n_params = sum(p.numel() for p in net.parameters())
+        return {"task": "addition", "width": width, "seed": seed, "n_params": n_params} | columns(trace)
+
+    return run
+
+
+def emergence() -> dict[str, Run]:
+    """Several seeds of each."""
+    return {
+        **{f"copying, 2 layers, seed {seed}": copying(2, seed) for seed in range(5)},
+        **{f"copying, 1 layer, seed {seed}": copying(1, seed) for seed in range(3)},
+        **{f"modular, share 0.4, seed {seed}": modular(0.4, seed) for seed in range(4)},
+        **{f"modular, no weight decay, seed {seed}": modular(0.4, seed, 0.0) for seed in range(2)},
+        **{f"modular, share {share}, seed 0": modular(share, 0) for share in (0.5, 0.6)},
+        "modular, share 0.3, seed 0": modular(0.3, 0, n_steps=4000),
+        **{f"addition, width {n}, seed {seed}": addition(n, seed) for seed in range(3) for n in WIDTHS},
+    }
+
+
+WIDTHS = (8, 12, 16, 24, 32, 48)
 
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
@@ -962,6 +1018,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "scaling_prediction": scaling_prediction,
     "scaling_repeated": scaling_repeated,
     "fine_tuning": fine_tuning_runs,
+    "emergence": emergence,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
         "newest 10%, dropout 0.1, weight decay 0.1": trial(0.1, 0.1, weight_decay=0.1),
