@@ -15,6 +15,7 @@ long_run_search     what was tried before the long run (chapter The long run)
 long_run            the network that trains for most of an hour, its log, and its weights (chapter The long run)
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 variants            the small Transformer with one setting changed at a time (chapter Variants of the Transformer)
+training            the small Transformer with one setting of its training changed at a time (chapter Training)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
 """
 
@@ -637,6 +638,55 @@ def variants() -> dict[str, Run]:
     return runs
 
 
+# ---- training ----
+
+
+def trained_with(group: str, start: str = "zero", **changes: Any) -> Run:
+    """The small Transformer after training with these changes, one of a group that a figure shows together."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.training_study import study_run
+
+        return {"group": group} | study_run(start, **changes)
+
+    return run
+
+
+def training_runs() -> dict[str, Run]:
+    """Learning rates with and without clipping; schedules; batches at equal tokens; weight decay; first weights."""
+    runs: dict[str, Run] = {"default": trained_with("default")}
+    for rate in (1e-3, 1e-2, 3e-2):
+        runs[f"rate {rate}"] = trained_with("rate", learning_rate=rate)
+    for rate in (3e-3, 1e-2, 3e-2):
+        runs[f"rate {rate}, no clipping"] = trained_with("rate", learning_rate=rate, grad_clip=None)
+    schedules: dict[str, dict[str, Any]] = {
+        "constant": {"decay": 0.0},
+        "cosine to 10%": {"shape": "cosine", "floor": 0.1},
+        "WSD": {"decay": 0.2},
+    }
+    for name, changes in schedules.items():
+        runs[f"schedule {name}"] = trained_with("schedule", **changes)
+    for rate in (3e-3, 1e-2):
+        runs[f"no warm-up, rate {rate}"] = trained_with("warm-up", learning_rate=rate, warmup=0)
+    for kind in ("gpt-2", "equal", "large", "pytorch"):
+        runs[f"start {kind}"] = trained_with("start", kind)
+    for batch_size, rates in ((2, (1.5e-3, 3e-3)), (32, (3e-3, 6e-3)), (96, (6e-3, 1.2e-2))):
+        n_steps = 960 // batch_size  # 122,880 tokens in each
+        for rate in rates:
+            changes = {"batch_size": batch_size, "n_steps": n_steps, "warmup": n_steps // 6, "learning_rate": rate}
+            runs[f"batch {batch_size}, rate {rate}"] = trained_with("batch", **changes)
+    for rate in (0.01, 0.02, 0.04):
+        changes = {"optimizer": "muon", "learning_rate": 0.02, "matrix_learning_rate": rate}
+        runs[f"muon {rate}"] = trained_with("optimizer", **changes)
+    for decay in (0.1, 1.0):
+        runs[f"weight decay {decay}"] = trained_with("decay", weight_decay=decay)
+    for seed in (1, 2):
+        runs[f"default, seed {seed}"] = trained_with("default", seed=seed)
+        for name, changes in schedules.items():
+            runs[f"schedule {name}, seed {seed}"] = trained_with("schedule", seed=seed, **changes)
+    return runs
+
+
 # ---- fine-tuning ----
 
 
@@ -903,6 +953,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "tokens": tokens,
     "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
     "variants": variants,
+    "training": training_runs,
     "fine_tuning": fine_tuning_runs,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),

@@ -1,0 +1,135 @@
+"""One training run of the small Transformer with one setting changed: what the recorded table `training` is made of.
+
+Used by the chapter *Training*, which repeats some of its runs. The settings are those of the survey's table of
+optimization settings (schedule, batch, optimizer, weight decay, clipping) and the first weights. The cosine schedule
+follows Loshchilov & Hutter (2017), the smaller first weights of residual outputs GPT-2 (Radford et al. 2019).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lmsurvey_code.corpus import load_corpus, texts
+from lmsurvey_code.language_model import score
+from lmsurvey_code.neural import NeuralLM
+from lmsurvey_code.recipes import TRANSFORMER, small_tokenizer, small_transformer
+from lmsurvey_code.training import TrainConfig, join_documents, train
+from lmsurvey_code.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Scheduled(TrainConfig):
+    """How to train, with a choice of how the learning rate falls after its warm-up."""
+
+    shape: str = "linear"  # or "cosine"; both over the last `decay` of all steps
+    floor: float = 0.0  # share of the highest learning rate that is left at the end
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape not in ("linear", "cosine"):
+            raise ValueError(f"shape: {self.shape!r}; allowed: linear, cosine")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor: {self.floor}; allowed: 0 to 1, a share of the highest learning rate")
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Share of the highest learning rate at `step`."""
+        left = self._left(step)  # 1 until the fall begins, then down to 0
+        if self.shape == "cosine":
+            left = (1 - math.cos(math.pi * left)) / 2
+        return min((step + 1) / (self.warmup + 1), self.floor + (1 - self.floor) * left)
+
+
+# AdamW as in most rows of the survey's table; its learning rate was the best of those tried.
+BASE = Scheduled(
+    n_steps=120,
+    batch_size=8,
+    block_size=TRANSFORMER.block_size,
+    learning_rate=3e-3,
+    recency=8,
+    precision="float32",
+)
+
+
+@cache
+def train_tokens() -> np.ndarray:
+    """The train texts in the tokens of the book's small networks, shape (n,)."""
+    return join_documents(small_tokenizer(), texts(load_corpus().train))
+
+
+def start_weights(net: Transformer, kind: str, seed: int = 0) -> Transformer:
+    """Draw the first weights of a network again, in one of five ways; gives the network itself.
+
+    Args:
+        net: the network; norms keep their ones.
+        kind: "zero" (this book: N(0, 0.02), and 0 where a part writes to the stream), "gpt-2" (there the 0.02 is
+            divided by the root of the number of parts), "equal" (0.02 everywhere), "large" (0.2 everywhere), or
+            "pytorch" (what nn.Linear and nn.Embedding draw by themselves).
+        seed: of the draw.
+
+    Raises:
+        ValueError: `kind` is none of these.
+    """
+    if kind not in ("zero", "gpt-2", "equal", "large", "pytorch"):
+        raise ValueError(f"kind: {kind!r}; allowed: zero, gpt-2, equal, large, pytorch")
+    torch.manual_seed(seed)
+    for module in net.modules():
+        if kind == "pytorch" and isinstance(module, nn.Linear | nn.Embedding):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.2 if kind == "large" else 0.02)
+    for block in net.blocks:
+        for module in (block.attention.out, block.mlp.down):
+            if kind in ("zero", "gpt-2"):
+                module.weight.data *= 0.0 if kind == "zero" else (2 * len(net.blocks)) ** -0.5
+    return net
+
+
+def gradient_lengths(net: nn.Module) -> Callable[[], list[float]]:
+    """Follow the length of the whole gradient, before clipping; the result gives the lengths of all steps so far."""
+    squares: list[list[torch.Tensor]] = []  # of each step, one of each parameter
+    n_params = sum(1 for _ in net.parameters())
+
+    def note(p: torch.Tensor) -> None:
+        if not squares or len(squares[-1]) == n_params:
+            squares.append([])
+        squares[-1].append(p.grad.detach().float().square().sum())
+
+    for p in net.parameters():
+        p.register_post_accumulate_grad_hook(note)
+    return lambda: [float(torch.stack(found).sum().sqrt()) for found in squares]
+
+
+def bits_on_valid(net: nn.Module) -> float:
+    """Bits per byte on the newest valid address."""
+    lm = NeuralLM(net, small_tokenizer(), TRANSFORMER.block_size)
+    return round(score(lm, load_corpus().valid[-1].text).bits_per_byte, 4)
+
+
+def study_run(start: str = "zero", **changes: Any) -> dict[str, Any]:
+    """Train the small Transformer with `changes` of BASE; its losses, gradient lengths and bits per byte on valid.
+
+    A run whose loss stops being a number, or that would be worse than a uniform guess, has `valid` None.
+    """
+    config = replace(BASE, **changes)
+    net = start_weights(small_transformer(config.seed), start, config.seed)
+    lengths, losses, valid = gradient_lengths(net), [], None
+    try:
+        losses = train(net, train_tokens(), config).losses
+        valid = bits_on_valid(net)
+    except FloatingPointError:
+        pass
+    return {
+        "start": start,
+        "changes": changes,
+        "seed": config.seed,
+        "n_tokens": config.n_steps * config.batch_size * config.block_size,
+        "losses": [round(loss, 3) for loss in losses],
+        "lengths": [float(f"{length:.3g}") for length in lengths()],
+        "valid": valid,
+    }
