@@ -69,9 +69,9 @@ def unlabelled_tokens() -> np.ndarray:
     return join_documents(small_tokenizer(), [document.text for document in documents_of("train")], START)
 
 
-def masked_batch(data: torch.Tensor, config: TrainConfig, at: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def masked_batch(data: torch.Tensor, config: TrainConfig, step: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Random windows (B, T) with masks, and what stood there: `draw` of `train` for masked pre-training."""
-    return mask_tokens(draw_batch(data, config, at)[0], MASK, TRANSFORMER.vocab_size)
+    return mask_tokens(draw_batch(data, config, step)[0], MASK, TRANSFORMER.vocab_size)
 
 
 def small_encode(text: str) -> list[int]:

@@ -13,16 +13,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lmsurvey_code import training
+from lmsurvey_code import checkpoints, training
+from lmsurvey_code.optimizers import Muon, orthogonalize
 from lmsurvey_code.recurrent import RecurrentLM
 from lmsurvey_code.tokenizers import ByteTokenizer
 from lmsurvey_code.training import (
-    Muon,
     TrainConfig,
     draw_batch,
+    draw_in_passes,
     join_documents,
     make_optimizers,
-    orthogonalize,
     set_seed,
     train,
 )
@@ -45,11 +45,13 @@ def weights(net: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 @pytest.mark.parametrize("kind", ["transformer", "lstm"])
 def test_learns_what_is_certain(kind, optimizer):
     net = new_net() if kind == "transformer" else RecurrentLM(7, 16, 16)
-    history = train(net, TOKENS, changed(n_steps=100, optimizer=optimizer, learning_rate=0.02))
+    slow = {"learning_rate": 0.3, "momentum": 0.9, "n_steps": 200}
+    settings = slow if optimizer == "sgd" else {"learning_rate": 0.02, "n_steps": 100}
+    history = train(net, TOKENS, changed(optimizer=optimizer, **settings))
     assert history.losses[0] == pytest.approx(math.log(7), abs=0.2)  # before the first update: uniform
     assert history.losses[-1] < 0.2
 
@@ -71,9 +73,12 @@ def test_training_leaves_the_global_generator_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_broken_run_goes_on_to_the_same_weights(tmp_path, optimizer):
-    config = changed(optimizer=optimizer, eval_every=3)
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.9}, {"precision": "float16"}, {}],
+)
+def test_a_broken_run_goes_on_to_the_same_weights(tmp_path, changes):
+    config = changed(**changes, eval_every=3)
     whole, broken, resumed = new_net(), new_net(), new_net(seed=9)
     expected = train(whole, TOKENS, config, evaluate=lambda: 1.5)
     calls = []
@@ -88,11 +93,11 @@ def test_a_broken_run_goes_on_to_the_same_weights(tmp_path, optimizer):
     with pytest.raises(KeyboardInterrupt):
         train(broken, TOKENS, config, evaluate=stop_at_the_third, checkpoint=path, save_every=4)
     with safe_open(path, framework="pt") as file:
-        assert len(json.loads(file.metadata()["history"])["losses"]) == 8
+        assert len(json.loads(file.metadata()["past"])["losses"]) == 8
     history = train(resumed, TOKENS, config, evaluate=lambda: 1.5, checkpoint=path, save_every=4)
     assert history == expected
     assert torch.equal(weights(resumed), weights(whole))
-    assert [file.name for file in tmp_path.iterdir()] == ["run.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.safetensors", "run.safetensors.lock"]
     again = new_net(seed=9)  # a finished run is not trained further
     assert train(again, TOKENS, config, checkpoint=path).losses == expected.losses
     assert torch.equal(weights(again), weights(whole))
@@ -128,11 +133,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         name.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        training.save_checkpoint(path, new_net(), [], {}, training.History())
+        checkpoints.save_checkpoint(path, new_net(), [], {}, {})
     assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["run.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.safetensors", "run.safetensors.lock"]
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run():
@@ -205,6 +210,64 @@ def test_batches_are_windows_and_their_successors():
     assert (x[:, 1:] == x[:, :-1] + 1).all()
     assert x.min() == 0  # both ends of the text are reached
     assert y.max() == 29
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 50])
+def test_a_pass_reads_each_window_once_and_the_next_in_another_order(batch_size):
+    data, config = torch.arange(8 * 10 + 5), changed(batch_size=batch_size)  # 10 windows of 8, whose ends are known
+    batches = [draw_in_passes(data, config, step) for step in range(-(-20 // batch_size))]
+    firsts = torch.cat([x[:, 0] for x, _ in batches])[:20].tolist()
+    assert all(torch.equal(y, x + 1) and len(x) == batch_size for x, y in batches)
+    assert sorted(firsts[:10]) == sorted(firsts[10:]) == list(range(0, 80, 8))
+    assert firsts[:10] != firsts[10:]
+    again = torch.cat([draw_in_passes(data, config, step)[0][:, 0] for step in range(len(batches))])[:20]
+    assert again.tolist() == firsts
+    assert draw_in_passes(data, replace(config, seed=1), 0)[0][:, 0].tolist() != firsts[:batch_size]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_in_parts_is_the_same_step(masked):
+    """Also where the parts hold unequal numbers of targets, one of them none."""
+
+    def draw(data, config, step):
+        x, y = draw_batch(data, config, step)
+        if masked:
+            y = y.clone()
+            y[0, 3:], y[1:2] = -100, -100
+        return x, y
+
+    nets = [new_net() for _ in range(2)]
+    losses = [
+        train(net, TOKENS, changed(accumulate=n, optimizer="sgd", learning_rate=1.0), draw=draw).losses
+        for net, n in zip(nets, (1, 4), strict=True)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    torch.testing.assert_close(weights(nets[0]), weights(nets[1]), atol=1e-5, rtol=1e-5)
+
+
+def test_float16_skips_a_step_that_is_too_large_and_lowers_its_scale(tmp_path):
+    path, net = tmp_path / "run.safetensors", new_net()
+    before = weights(net).clone()
+    net.blocks[0].mlp.down.register_forward_hook(lambda module, args, out: out * 3000)  # its gradient overflows
+    losses = train(net, TOKENS, changed(n_steps=1, precision="float16"), checkpoint=path).losses
+    assert np.isfinite(losses).all()
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["past"])["scaler"]["scale"] == 2.0**15  # half of the first
+    assert torch.equal(weights(net), before)
+
+
+def test_two_runs_cannot_write_to_one_checkpoint(tmp_path):
+    path = tmp_path / "run.safetensors"
+    (tmp_path / "run.safetensors.123.partial").write_bytes(b"half")  # a process was killed while it wrote
+
+    def evaluate() -> float:
+        with pytest.raises(ValueError, match="checkpoint: another run writes to "):
+            train(new_net(), TOKENS, CONFIG, checkpoint=path)
+        return 0.0
+
+    assert train(new_net(), TOKENS, CONFIG, checkpoint=path, evaluate=evaluate).evaluations == [(12, 0.0)]
+    train(new_net(), TOKENS, CONFIG, checkpoint=path)  # the claim was given back
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.safetensors", "run.safetensors.lock"]
 
 
 def test_recency_draws_more_from_the_end():
@@ -366,8 +429,10 @@ def test_seed_seeds_all_three():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": "sgd"}, "optimizer: 'sgd'; allowed: adamw, muon"),
-        ({"precision": "fp8"}, "precision: 'fp8'; allowed: auto, float32, bfloat16"),
+        ({"optimizer": "adam"}, "optimizer: 'adam'; allowed: adamw, muon, sgd"),
+        ({"precision": "fp8"}, "precision: 'fp8'; allowed: auto, float32, bfloat16, float16"),
+        ({"accumulate": 3}, "accumulate: 3; allowed: a divisor of batch_size = 4"),
+        ({"accumulate": 2, "carry": 2}, "accumulate: 2; allowed: .* and 1 where carry is above 1"),
         ({"n_steps": 0}, "n_steps: 0; allowed: 1 or more"),
         ({"batch_size": -1}, "batch_size: -1; allowed: 1 or more"),
         ({"decay": 1.5}, "decay: 1.5; allowed: 0 to 1"),
