@@ -6,9 +6,12 @@ follows Loshchilov & Hutter (2017), the smaller first weights of residual output
 """
 
 import math
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from lmsurvey_code.corpus import load_corpus, texts
 from lmsurvey_code.language_model import score
 from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.recipes import TRANSFORMER, small_tokenizer, small_transformer
-from lmsurvey_code.training import TrainConfig, join_documents, train
+from lmsurvey_code.training import TrainConfig, draw_batch, join_documents, train
 from lmsurvey_code.transformer import Transformer
 
 
@@ -114,22 +117,81 @@ def bits_on_valid(net: nn.Module) -> float:
 def study_run(start: str = "zero", **changes: Any) -> dict[str, Any]:
     """Train the small Transformer with `changes` of BASE; its losses, gradient lengths and bits per byte on valid.
 
-    A run whose loss stops being a number, or that would be worse than a uniform guess, has `valid` None.
+    `valid` is None where the loss stopped being a number.
     """
     config = replace(BASE, **changes)
     net = start_weights(small_transformer(config.seed), start, config.seed)
     lengths, losses, valid = gradient_lengths(net), [], None
+    tokens, before = train_tokens(), time.process_time()
     try:
-        losses = train(net, train_tokens(), config).losses
+        losses = train(net, tokens, config).losses
+        cpu_seconds = time.process_time() - before
         valid = bits_on_valid(net)
     except FloatingPointError:
-        pass
+        cpu_seconds = time.process_time() - before
+    about = {"start": start, "changes": changes, "seed": config.seed, "cpu_seconds": round(cpu_seconds, 1)}
+    return about | rounded(losses, lengths()) | {"valid": valid}
+
+
+def rounded(losses: list[float], lengths: list[float]) -> dict[str, list[float]]:
+    """Losses and lengths of gradients as a row keeps them."""
     return {
-        "start": start,
-        "changes": changes,
-        "seed": config.seed,
-        "n_tokens": config.n_steps * config.batch_size * config.block_size,
         "losses": [round(loss, 3) for loss in losses],
-        "lengths": [float(f"{length:.3g}") for length in lengths()],
-        "valid": valid,
+        "lengths": [float(f"{length:.3g}") for length in lengths],
     }
+
+
+BAD = range(60, 68)  # steps that read a damaged part of the data
+
+
+class Stopped(Exception):
+    """Somebody who watches the loss ends the run."""
+
+
+@dataclass(frozen=True)
+class Lowered(Scheduled):
+    """The same run, with a third of the learning rate from the first bad step on."""
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Share of the highest learning rate at `step`."""
+        return super().learning_rate_factor(step) * (1 / 3 if step >= BAD[0] else 1)
+
+
+def spike_run(cure: str, bad: bool = True, **changes: Any) -> dict[str, Any]:
+    """Train while the data of the steps BAD is noise, tokens drawn at random; what happens to the loss, and one cure.
+
+    Args:
+        cure: "none"; "skip": stop, go back to the last checkpoint and read other text from there on (as PaLM did); or
+            "lower": stop, go back and use a third of the learning rate on the same data (as OPT did, by hand).
+        bad: False: no step is bad.
+        changes: of BASE, such as grad_clip=None.
+
+    Raises:
+        ValueError: `cure` is none of these.
+    """
+    if cure not in ("none", "skip", "lower"):
+        raise ValueError(f"cure: {cure!r}; allowed: none, skip, lower")
+    config, net = replace(BASE, **changes), small_transformer()
+    lengths, losses = gradient_lengths(net), []
+
+    def draw(data: torch.Tensor, config: TrainConfig, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if stops and step > BAD[-1]:
+            raise Stopped
+        if skips:
+            torch.manual_seed(10_000 + step)  # other windows
+        elif bad and step in BAD:
+            noise = torch.randint(TRANSFORMER.vocab_size, (config.batch_size, config.block_size + 1))  # (B, T + 1)
+            return noise[:, :-1], noise[:, 1:]
+        return draw_batch(data, config, step)
+
+    with tempfile.TemporaryDirectory() as folder:
+        stops, skips, checkpoint = cure != "none", False, Path(folder) / "run.safetensors"
+        try:
+            losses = train(net, train_tokens(), config, draw=draw, checkpoint=checkpoint, save_every=20).losses
+        except Stopped:
+            stops, skips = False, cure == "skip"
+            config = Lowered(**vars(config)) if cure == "lower" else config
+            losses = train(net, train_tokens(), config, draw=draw, checkpoint=checkpoint, save_every=20).losses
+    about = {"cure": cure, "bad": bad, "changes": changes, "seed": config.seed}
+    kept = lengths() if cure == "none" else lengths()[: BAD[0]] + lengths()[BAD[-1] + 1 :]  # without what was undone
+    return about | rounded(losses, kept) | {"valid": bits_on_valid(net)}

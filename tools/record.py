@@ -652,6 +652,17 @@ def trained_with(group: str, start: str = "zero", **changes: Any) -> Run:
     return run
 
 
+def spike(cure: str, bad: bool = True, **changes: Any) -> Run:
+    """The same with some steps of noise in place of text, and one way to go on."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.training_study import spike_run
+
+        return {"group": "spike"} | spike_run(cure, bad, **changes)
+
+    return run
+
+
 def training_runs() -> dict[str, Run]:
     """Learning rates with and without clipping; schedules; batches at equal tokens; weight decay; first weights."""
     runs: dict[str, Run] = {"default": trained_with("default")}
@@ -678,6 +689,20 @@ def training_runs() -> dict[str, Run]:
     for rate in (0.01, 0.02, 0.04):
         changes = {"optimizer": "muon", "learning_rate": 0.02, "matrix_learning_rate": rate}
         runs[f"muon {rate}"] = trained_with("optimizer", **changes)
+    for rate in (0.3, 1.0, 3.0):
+        runs[f"sgd {rate}"] = trained_with("optimizer", optimizer="sgd", learning_rate=rate)
+    runs["sgd 0.3, momentum 0.9"] = trained_with("optimizer", optimizer="sgd", learning_rate=0.3, momentum=0.9)
+    for precision in ("bfloat16", "float16"):
+        runs[precision] = trained_with("precision", precision=precision)
+    for name, (cure, bad, changes) in {
+        "no noise": ("none", False, {}),
+        "noise": ("none", True, {}),
+        "noise, clipped": ("none", True, {"grad_clip": 1.0}),
+        "noise, skipped": ("skip", True, {}),
+        "noise, lower rate": ("lower", True, {}),
+        "noise, beta2 0.999": ("none", True, {"beta2": 0.999}),
+    }.items():
+        runs[name] = spike(cure, bad, **{"grad_clip": None} | changes)
     for decay in (0.1, 1.0):
         runs[f"weight decay {decay}"] = trained_with("decay", weight_decay=decay)
     for seed in (1, 2):
