@@ -1,8 +1,9 @@
-"""A training run in a process of its own, to be killed: `python -m lmsurvey_code.training_worker CHECKPOINT [HOLD]`.
+"""A run in a process of its own, to be killed: `python -m lmsurvey_code.training_worker CHECKPOINT HOLD BYTES`.
 
 Used by the chapter *Training* and by the tests of exact resume. It prints one line before each step, and one before and
-after each rename of a checkpoint, so that whoever started it can kill it there. With a number HOLD it sleeps in front
-of that rename. At its end it prints a checksum of the final weights.
+after each rename of a checkpoint, so that whoever started it can kill it there. It sleeps in front of rename
+number HOLD (0: of none), and may write no file of more than BYTES (0: any), like a disk that is full. At its end it
+prints a checksum of the final weights.
 """
 
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,17 +55,24 @@ def work(checkpoint: str, hold: int) -> int:
     return zlib.crc32(b"".join(p.detach().numpy().tobytes() for p in net.parameters()))
 
 
-def run_until(checkpoint: str | Path, line: str | None = None, hold: int = 0, seconds: float = 120.0) -> list[str]:
+def command(checkpoint: str | Path, hold: int = 0, max_bytes: int = 0) -> dict[str, Any]:
+    """What `subprocess` needs to start the run in a process of its own."""
+    args = [sys.executable, "-m", "lmsurvey_code.training_worker", str(checkpoint), str(hold), str(max_bytes)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "LMSURVEY_QUIET": "1"}
+    return {"args": args, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+def run_until(
+    checkpoint: str | Path, line: str | None = None, hold: int = 0, max_bytes: int = 0, seconds: float = 120.0
+) -> list[str]:
     """Start the run in a child process and kill it with SIGKILL at `line` (None: let it end); the lines that it said.
 
     Raises:
         TimeoutError: it took longer than `seconds`, and was killed.
         RuntimeError: it ended without `line`, or with an error.
     """
-    command = [sys.executable, "-m", "lmsurvey_code.training_worker", str(checkpoint), str(hold)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "LMSURVEY_QUIET": "1"}
     said, start = [], time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as child:
+    with subprocess.Popen(**command(checkpoint, hold, max_bytes)) as child:
         timer = threading.Timer(seconds, child.kill)
         timer.start()
         for text in child.stdout:
@@ -81,4 +90,8 @@ def run_until(checkpoint: str | Path, line: str | None = None, hold: int = 0, se
 
 
 if __name__ == "__main__":
-    say(f"weights {work(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0)}")
+    if max_bytes := int(sys.argv[3]):
+        import resource  # not on Windows
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
+    say(f"weights {work(sys.argv[1], int(sys.argv[2]))}")
