@@ -2,11 +2,12 @@
 
 All three train the same network from the same weights on the same windows, at the same learning rates, with AdamW,
 clipping and float32; their losses must agree. `Trainer` logs, saves and evaluates nothing, and gets the fused AdamW
-that this book uses; the plain loop has PyTorch's AdamW as it is. The shapes are nanoGPT's for a CPU, and that of the
-book's small Transformer.
+that this book uses; the plain loop has PyTorch's AdamW as it is. Three shapes: one so small that the loop itself is
+most of a step, nanoGPT's for a CPU, and that of the book's small Transformer.
 """
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,9 @@ from lmsurvey_code.corpus import load_corpus, texts
 from lmsurvey_code.recipes import TRANSFORMER_TRAINING, small_tokenizer, small_transformer
 from lmsurvey_code.tokenizers import CharTokenizer
 from lmsurvey_code.training import TrainConfig, join_documents, set_seed, train
+from lmsurvey_code.transformer import Transformer, TransformerConfig
 
+SMALL = {"n_steps": 1000, "batch_size": 4, "block_size": 32}  # of the smallest shape
 ADAMW = {"betas": (0.9, 0.95), "eps": 1e-10}
 
 
@@ -91,7 +94,9 @@ def trainer_losses(net: nn.Module, data: torch.Tensor, config: TrainConfig) -> l
     return [loss.item() for loss in model.losses]
 
 
-def speed(name: str, make_net: object, data: torch.Tensor, config: TrainConfig) -> list[dict[str, str | float]]:
+def speed(
+    name: str, make_net: Callable[[], nn.Module], data: torch.Tensor, config: TrainConfig
+) -> list[dict[str, str | float]]:
     """Tokens per second of the three loops, which give the same losses."""
     set_seed(0)
     start = {key: tensor.clone() for key, tensor in make_net().state_dict().items()}
@@ -120,10 +125,10 @@ def speed(name: str, make_net: object, data: torch.Tensor, config: TrainConfig) 
     own, plain, theirs = (config.n_steps * config.batch_size * config.block_size / s for s in seconds)
     row = {"unit": "tokens/s", "ours": own}
     return [
-        {"name": f"training loop, {name}"}
+        {"name": f"training loop, {name}, float32"}
         | row
         | {"peer": plain, "peer_name": f"plain PyTorch {torch.__version__} loop"},
-        {"name": f"training loop, {name}, beside Trainer"}
+        {"name": f"training loop, {name}, float32, beside Trainer"}
         | row
         | {"peer": theirs, "peer_name": f"Trainer of transformers {transformers.__version__}"},
     ]
@@ -134,13 +139,14 @@ def rows() -> list[dict[str, str | float]]:
     train_texts = texts(load_corpus().train)
     characters = CharTokenizer(train_texts)
     data = torch.as_tensor(join_documents(characters, train_texts))
-    found = speed(
-        "nanoGPT's CPU shape, float32",
-        lambda: our_gpt2(characters.vocab_size),
-        data,
-        replace(NANOGPT, n_steps=200),
-    )
     tokens = torch.as_tensor(join_documents(small_tokenizer(), train_texts))
-    adamw = {"optimizer": "adamw", "learning_rate": 3e-3, "precision": "float32"}
-    config = replace(TRANSFORMER_TRAINING, n_steps=60, **adamw)
-    return found + speed("the book's small Transformer, float32", small_transformer, tokens, config)
+    tiny = TransformerConfig(characters.vocab_size, 32, n_layer=1, n_head=2, n_embd=32)
+    nanogpt = replace(NANOGPT, n_steps=200)
+    ours = replace(
+        TRANSFORMER_TRAINING, n_steps=60, optimizer="adamw", learning_rate=3e-3, warmup=20, precision="float32"
+    )
+    return [
+        *speed("1 layer of width 32", lambda: Transformer(tiny), data, replace(NANOGPT, **SMALL)),
+        *speed("nanoGPT's CPU shape", lambda: our_gpt2(characters.vocab_size), data, nanogpt),
+        *speed("the book's small Transformer", small_transformer, tokens, ours),
+    ]

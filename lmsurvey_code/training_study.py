@@ -5,6 +5,7 @@ optimization settings (schedule, batch, optimizer, weight decay, clipping) and t
 follows Loshchilov & Hutter (2017), the smaller first weights of residual outputs GPT-2 (Radford et al. 2019).
 """
 
+import copy
 import math
 import tempfile
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint as recompute
 
 from lmsurvey_code.corpus import load_corpus, texts
 from lmsurvey_code.language_model import score
@@ -91,6 +93,25 @@ def start_weights(net: Transformer, kind: str, seed: int = 0) -> Transformer:
             if kind in ("zero", "gpt-2"):
                 module.weight.data *= 0.0 if kind == "zero" else (2 * len(net.blocks)) ** -0.5
     return net
+
+
+class Recomputed(nn.Module):
+    """A block that keeps its input only, and runs again in the backward pass (Chen et al. 2016)."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args: Any) -> torch.Tensor:
+        """What the block gives."""
+        return recompute(self.block, *args, use_reentrant=False)
+
+
+def with_recomputation(net: Transformer) -> Transformer:
+    """A copy with the same weights that keeps fewer activations: activation checkpointing of each block."""
+    thrifty = copy.deepcopy(net)
+    thrifty.blocks = nn.ModuleList(map(Recomputed, thrifty.blocks))
+    return thrifty
 
 
 def gradient_lengths(net: nn.Module) -> Callable[[], list[float]]:

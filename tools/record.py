@@ -663,6 +663,46 @@ def spike(cure: str, bad: bool = True, **changes: Any) -> Run:
     return run
 
 
+def measured_step() -> dict[str, Any]:
+    """Speed of a step of training on one thread, beside the best that products of matrices reach here."""
+    import torch
+    from torch.nn import functional as F
+
+    from lmsurvey_code.recipes import small_transformer
+    from lmsurvey_code.training import draw_batch
+    from lmsurvey_code.training_study import BASE, train_tokens, with_recomputation
+    from lmsurvey_code.transformer import Transformer
+
+    torch.set_num_threads(1)
+    net, a = small_transformer(), torch.randn(1024, 1024)
+    x, y = draw_batch(torch.as_tensor(train_tokens()), BASE)  # (B, T) each
+    deep = Transformer(replace(net.config, n_layer=12))
+
+    def seconds(run: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(9):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def step(network: torch.nn.Module) -> None:
+        network.zero_grad()
+        F.cross_entropy(network(x).flatten(0, 1), y.flatten()).backward()
+
+    peak, by_step = 2 * 1024**3 / seconds(lambda: a @ a), seconds(lambda: step(net))
+    c, matrices = net.config, sum(p.numel() for p in net.parameters() if p.ndim > 1)
+    operations = (6 * matrices + 12 * c.n_layer * c.n_embd * x.shape[1]) * x.numel()
+    slower = seconds(lambda: step(with_recomputation(deep))) / seconds(lambda: step(deep))
+    return {
+        "group": "speed",
+        "peak": round(peak),
+        "tokens_per_second": round(x.numel() / by_step),
+        "utilization": round(operations / by_step / peak, 3),
+        "slower_with_recomputation": round(slower, 2),
+    }
+
+
 def training_runs() -> dict[str, Run]:
     """Learning rates with and without clipping; schedules; batches at equal tokens; weight decay; first weights."""
     runs: dict[str, Run] = {"default": trained_with("default")}
@@ -681,17 +721,19 @@ def training_runs() -> dict[str, Run]:
         runs[f"no warm-up, rate {rate}"] = trained_with("warm-up", learning_rate=rate, warmup=0)
     for kind in ("gpt-2", "equal", "large", "pytorch"):
         runs[f"start {kind}"] = trained_with("start", kind)
-    for batch_size, rates in ((2, (1.5e-3, 3e-3)), (32, (3e-3, 6e-3)), (96, (6e-3, 1.2e-2))):
+    for batch_size, rates in ((2, (1.5e-3, 3e-3, 6e-3)), (32, (1.5e-3, 3e-3, 6e-3)), (96, (3e-3, 6e-3, 1.2e-2))):
         n_steps = 960 // batch_size  # 122,880 tokens in each
         for rate in rates:
             changes = {"batch_size": batch_size, "n_steps": n_steps, "warmup": n_steps // 6, "learning_rate": rate}
             runs[f"batch {batch_size}, rate {rate}"] = trained_with("batch", **changes)
-    for rate in (0.01, 0.02, 0.04):
-        changes = {"optimizer": "muon", "learning_rate": 0.02, "matrix_learning_rate": rate}
+    for rate in (0.005, 0.01, 0.02):  # 100 steps take the time of AdamW's 120
+        changes = {"optimizer": "muon", "n_steps": 100, "learning_rate": 0.02, "matrix_learning_rate": rate}
         runs[f"muon {rate}"] = trained_with("optimizer", **changes)
     for rate in (0.3, 1.0, 3.0):
         runs[f"sgd {rate}"] = trained_with("optimizer", optimizer="sgd", learning_rate=rate)
-    runs["sgd 0.3, momentum 0.9"] = trained_with("optimizer", optimizer="sgd", learning_rate=0.3, momentum=0.9)
+    for rate in (0.1, 0.3):
+        changes = {"optimizer": "sgd", "learning_rate": rate, "momentum": 0.9}
+        runs[f"sgd {rate}, momentum 0.9"] = trained_with("optimizer", **changes)
     for precision in ("bfloat16", "float16"):
         runs[precision] = trained_with("precision", precision=precision)
     for name, (cure, bad, changes) in {
@@ -705,6 +747,9 @@ def training_runs() -> dict[str, Run]:
         runs[name] = spike(cure, bad, **{"grad_clip": None} | changes)
     for decay in (0.1, 1.0):
         runs[f"weight decay {decay}"] = trained_with("decay", weight_decay=decay)
+    for name, changes in ({"linear": {}} | schedules).items():
+        runs[f"480 steps, {name}"] = trained_with("long", n_steps=480, **changes)
+    runs["measured step"] = measured_step
     for seed in (1, 2):
         runs[f"default, seed {seed}"] = trained_with("default", seed=seed)
         for name, changes in schedules.items():
