@@ -704,13 +704,33 @@ def measured_step() -> dict[str, Any]:
 
 
 def training_runs() -> dict[str, Run]:
-    """Rates with and without clipping; optimizers; noise and its cures; first weights; batches; schedules, and more."""
+    """Learning rates with and without clipping; schedules; batches at equal tokens; weight decay; first weights."""
     runs: dict[str, Run] = {"default": trained_with("default")}
-    for rate in (1e-3, 1e-2):
+    for rate in (1e-3, 1e-2, 3e-2):
         runs[f"rate {rate}"] = trained_with("rate", learning_rate=rate)
-    for rate in (5e-3, 0.01, 0.02):  # 320 steps take the time of AdamW's 480
-        changes = {"optimizer": "muon", "n_steps": 320, "learning_rate": 0.02, "matrix_learning_rate": rate}
-        runs[f"muon {rate}"] = trained_with("optimizer", **changes)
+    for rate in (3e-3, 1e-2, 3e-2):
+        runs[f"rate {rate}, no clipping"] = trained_with("rate", learning_rate=rate, grad_clip=None)
+    schedules: dict[str, dict[str, Any]] = {
+        "constant": {"decay": 0.0},
+        "cosine to 10%": {"shape": "cosine", "floor": 0.1},
+        "WSD": {"decay": 0.2},
+    }
+    for name, changes in schedules.items():
+        runs[f"schedule {name}"] = trained_with("schedule", **changes)
+    for rate in (3e-3, 1e-2):
+        runs[f"no warm-up, rate {rate}"] = trained_with("warm-up", learning_rate=rate, warmup=0)
+    for kind in ("gpt-2", "equal", "large", "pytorch"):
+        runs[f"start {kind}"] = trained_with("start", kind)
+    for batch_size, rates in ((2, (1.5e-3, 3e-3)), (32, (3e-3, 6e-3)), (96, (6e-3, 1.2e-2))):
+        n_steps = 960 // batch_size  # 122,880 tokens in each
+        for rate in rates:
+            changes = {"batch_size": batch_size, "n_steps": n_steps, "warmup": n_steps // 6, "learning_rate": rate}
+            runs[f"batch {batch_size}, rate {rate}"] = trained_with("batch", **changes)
+    for rate in (0.3, 1.0, 3.0):
+        runs[f"sgd {rate}"] = trained_with("optimizer", optimizer="sgd", learning_rate=rate)
+    runs["sgd 0.3, momentum 0.9"] = trained_with("optimizer", optimizer="sgd", learning_rate=0.3, momentum=0.9)
+    for precision in ("bfloat16", "float16"):
+        runs[precision] = trained_with("precision", precision=precision)
     for name, (cure, bad, changes) in {
         "no noise": ("none", False, {}),
         "noise": ("none", True, {}),
@@ -720,36 +740,18 @@ def training_runs() -> dict[str, Run]:
         "noise, beta2 0.999": ("none", True, {"beta2": 0.999}),
     }.items():
         runs[name] = spike(cure, bad, **{"grad_clip": None} | changes)
-    runs["measured step"] = measured_step
-    schedules: dict[str, dict[str, Any]] = {
-        "linear": {},
-        "constant": {"decay": 0.0},
-        "cosine to 10%": {"shape": "cosine", "floor": 0.1},
-        "WSD": {"decay": 0.2},
-    }
-    for seed in (0, 1, 2):
-        for name, changes in schedules.items():
-            if changes or seed:  # the linear one with seed 0 is the default
-                runs[f"schedule {name}, seed {seed}"] = trained_with("schedule", seed=seed, **changes)
-    for name in ("linear", "constant"):
-        runs[f"120 steps, {name}"] = trained_with("short", n_steps=120, warmup=10, **schedules[name])
-    for kind in ("gpt-2", "equal", "large", "pytorch"):
-        runs[f"start {kind}"] = trained_with("start", kind)
-    for batch_size, rates in ((8, (3e-3, 6e-3)), (32, (1.5e-3, 3e-3)), (96, (3e-3, 6e-3))):
-        n_steps = 960 // batch_size  # 122,880 tokens in each
-        for rate in rates:
-            changes = {"batch_size": batch_size, "n_steps": n_steps, "warmup": n_steps // 12, "learning_rate": rate}
-            runs[f"batch {batch_size}, rate {rate}"] = trained_with("batch", **changes)
-    for rate in (3e-3, 1e-2):
-        runs[f"rate {rate}, no clipping"] = trained_with("rate", learning_rate=rate, grad_clip=None)
-        runs[f"rate {rate}, no warm-up"] = trained_with("rate", learning_rate=rate, warmup=0)
-    for rate in (0.3, 1.0, 3.0):
-        runs[f"sgd {rate}"] = trained_with("optimizer", optimizer="sgd", learning_rate=rate)
-    runs["sgd 0.1, momentum 0.9"] = trained_with("optimizer", optimizer="sgd", learning_rate=0.1, momentum=0.9)
-    for precision in ("bfloat16", "float16"):
-        runs[precision] = trained_with("precision", precision=precision)
     for decay in (0.1, 1.0):
         runs[f"weight decay {decay}"] = trained_with("decay", weight_decay=decay)
+    for seed in (1, 2):
+        runs[f"default, seed {seed}"] = trained_with("default", seed=seed)
+        for name, changes in schedules.items():
+            runs[f"schedule {name}, seed {seed}"] = trained_with("schedule", seed=seed, **changes)
+    for rate in (0.005, 0.01, 0.02):  # 100 steps take the time of AdamW's 120
+        changes = {"optimizer": "muon", "n_steps": 100, "learning_rate": 0.02, "matrix_learning_rate": rate}
+        runs[f"muon {rate}"] = trained_with("optimizer", **changes)
+    runs["measured step"] = measured_step
+    for name in ("linear", "constant"):
+        runs[f"480 steps, {name}"] = trained_with("long", n_steps=480, **({"linear": {}} | schedules)[name])
     return runs
 
 
