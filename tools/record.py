@@ -16,6 +16,9 @@ long_run            the network that trains for most of an hour, its log, and it
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 variants            the small Transformer with one setting changed at a time (chapter Variants of the Transformer)
 training            the small Transformer with one setting of its training changed at a time (chapter Training)
+scaling             networks of many sizes at equal compute (chapter Scaling laws)
+scaling_prediction  what the grid of `scaling` predicts for a larger run, and then that run (chapter Scaling laws)
+scaling_repeated    one size, on texts of several lengths that it reads again and again (chapter Scaling laws)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
 """
 
@@ -996,6 +999,58 @@ def shipped_and_counting() -> dict[str, Any]:
     return shipped() | about | measured(Mixture(net, counts, share))
 
 
+def point(n_embd: int, C: float, **settings: Any) -> Run:
+    """One run of the scaling study."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.scaling import run_point
+
+        return run_point(n_embd, C, **settings)
+
+    return run
+
+
+def scaling() -> dict[str, Run]:
+    """The grid: networks of several sizes at equal compute."""
+    from lmsurvey_code.scaling import GRID
+
+    return {
+        f"{C:.0e}, width {n_embd}, seed {seed}": point(n_embd, C, seed=seed)
+        for seed in range(3)
+        for C, widths in GRID.items()
+        for n_embd in widths
+        if seed == 0 or C < 1e12
+    }
+
+
+def scaling_repeated() -> dict[str, Run]:
+    """One size that reads texts of several lengths, again and again."""
+    from lmsurvey_code.scaling import study_config
+    from lmsurvey_code.transformer import n_parameters
+
+    N = n_parameters(study_config(48))
+    return {
+        f"{D} bytes read of {unique or 'all'}": point(48, 6 * N * D, unique=unique)
+        for unique in (2**17, 2**19, 2**21, None)
+        for D in (2**19, 2**20, 2**21, 2**22)
+        if not unique or unique <= D
+    }
+
+
+def prediction() -> dict[str, Any]:
+    """What the grid says of the larger run, written down before that run is made."""
+    from lmsurvey_code.scaling import predict_held_out
+
+    return predict_held_out(recorded("scaling"))
+
+
+def scaling_prediction() -> dict[str, Run]:
+    """The prediction, and then the run that it is for."""
+    from lmsurvey_code.scaling import HELD_OUT, HELD_OUT_WIDTH
+
+    return {"prediction": prediction, "held out": point(HELD_OUT_WIDTH, HELD_OUT)}
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -1022,6 +1077,9 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
     "variants": variants,
     "training": training_runs,
+    "scaling": scaling,
+    "scaling_prediction": scaling_prediction,
+    "scaling_repeated": scaling_repeated,
     "fine_tuning": fine_tuning_runs,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
