@@ -753,8 +753,6 @@ def training_runs() -> dict[str, Run]:
         changes = {"optimizer": "muon", "n_steps": 100, "learning_rate": 0.02, "matrix_learning_rate": rate}
         runs[f"muon {rate}"] = trained_with("optimizer", **changes)
     runs["measured step"] = measured_step
-    for name in ("linear", "constant"):
-        runs[f"480 steps, {name}"] = trained_with("long", n_steps=480, **({"linear": {}} | schedules)[name])
     return runs
 
 
