@@ -102,4 +102,4 @@ def test_going_back_leaves_no_trace_of_the_noise(monkeypatch):
     for cure in ("none", "lower"):
         assert min(runs[cure]["losses"][BAD[0] : BAD[-1]]) > 2
     for cure in ("skip", "calm"):
-        assert max(runs[cure]["losses"][BAD[0] :]) < 1
+        assert max(runs[cure]["losses"][BAD[0] :]) < 1.5
