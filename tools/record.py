@@ -15,6 +15,7 @@ long_run_search     what was tried before the long run (chapter The long run)
 long_run            the network that trains for most of an hour, its log, and its weights (chapter The long run)
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 variants            the small Transformer with one setting changed at a time (chapter Variants of the Transformer)
+data                the small Transformer on what each step of cleaning leaves, on mixtures, in orders (chapter Data)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
 """
 
@@ -637,6 +638,50 @@ def variants() -> dict[str, Run]:
     return runs
 
 
+# ---- data ----
+
+
+def after_step(step: str, seed: int) -> Run:
+    """The small Transformer after training on what is left of the pile after `step`."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.mixtures import costs, pile, train_on
+
+        left = pile()[step]
+        found = costs(train_on([left], [1.0], seed=seed))
+        return {"step": step, "seed": seed, "documents": len(left), "bytes": sum(len(t.encode()) for t in left)} | found
+
+    return run
+
+
+def mixture(share: float, order: str, seed: int) -> Run:
+    """The same on the pile and on the addresses: how many of the windows are from the pile, and in which order."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.mixtures import costs, pile, train_on
+
+        sources = [pile()["masked"], texts(load_corpus().train)]
+        found = costs(train_on(sources, [share, 1 - share], order, seed))
+        return {"share": share, "order": order, "seed": seed} | found
+
+    return run
+
+
+def data_runs() -> dict[str, Run]:
+    """Each step and each order with three seeds, the mixtures in between with two."""
+    runs: dict[str, Run] = {}
+    for seed in range(3):
+        for step in ("raw", "text", "English", "rules", "deduplicated", "classifier"):
+            runs[f"after {step}, seed {seed}"] = after_step(step, seed)
+        for share, order in [(0.0, order) for order in ("mixed", "forward", "backward")]:
+            runs[f"{share:.0%} pile, {order}, seed {seed}"] = mixture(share, order, seed)
+        for share, order in [(0.5, order) for order in ("mixed", "forward", "backward")]:
+            runs[f"{share:.0%} pile, {order}, seed {seed}"] = mixture(share, order, seed)
+        for share in (0.1, 0.9, 1.0) if seed < 2 else ():
+            runs[f"{share:.0%} pile, mixed, seed {seed}"] = mixture(share, "mixed", seed)
+    return runs | {"after masked, seed 0": after_step("masked", 0)}
+
+
 # ---- fine-tuning ----
 
 
@@ -903,6 +948,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "tokens": tokens,
     "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
     "variants": variants,
+    "data": data_runs,
     "fine_tuning": fine_tuning_runs,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
