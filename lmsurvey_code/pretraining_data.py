@@ -387,17 +387,17 @@ def first_of_each_group(n: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
 
 
 def deduplicate(texts: Sequence[str], threshold: float = 0.8) -> list[int]:
-    """Indices of the texts to keep: MinHash finds candidates, and the signatures must agree in `threshold` of places.
+    """Indices of the texts to keep: MinHash finds candidates, their exact Jaccard similarity decides.
 
     A text without a word is kept.
     """
     at = [i for i, text in enumerate(texts) if re.search(r"\w", text)]
     if len(at) < 2:
         return list(range(len(texts)))
-    signatures = np.stack([minhash(shingles(texts[i])) for i in at])
-    near = {(i, j) for i, j in candidates(signatures) if (signatures[i] == signatures[j]).mean() >= threshold}
-    kept = {at[i] for i in first_of_each_group(len(at), near)}
-    return [i for i in range(len(texts)) if i in kept or i not in set(at)]
+    sets = [shingles(texts[i]) for i in at]
+    pairs = candidates(np.stack([minhash(s) for s in sets]))
+    kept = first_of_each_group(len(at), (p for p in pairs if jaccard(sets[p[0]], sets[p[1]]) >= threshold))
+    return sorted({*range(len(texts))} - {*at} | {at[i] for i in kept})
 
 
 # ---- personal data, and overlap ----
