@@ -34,7 +34,7 @@ from lmsurvey_code.pretraining_data import (
 from lmsurvey_code.recipes import TRANSFORMER, TRANSFORMER_TRAINING, small_tokenizer, small_transformer
 from lmsurvey_code.training import TrainConfig, join_documents, train
 
-HELD_OUT_LABELLED = "htmldate/intel.com.tos.html"  # legal text: scored apart from articles
+LEGAL_PAGE = "htmldate/intel.com.tos.html"  # terms of use: scored apart from the articles
 N_STEPS = 120
 TRAINING = replace(TRANSFORMER_TRAINING, n_steps=N_STEPS, recency=0.0)
 
@@ -60,7 +60,7 @@ def held_out_texts() -> dict[str, str]:
         if digest(text) != name:
             raise ValueError(f"{page}, passage {number}: another text than the one that was labelled")
         if label:
-            kinds["legal text" if page == HELD_OUT_LABELLED else "articles"].append(text)
+            kinds["legal text" if page == LEGAL_PAGE else "articles"].append(text)
     return {kind: "\n\n".join(found) for kind, found in kinds.items()}
 
 

@@ -407,8 +407,10 @@ PERSONAL = {
     "IP address": re.compile(
         r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d.]*\d)"
     ),
-    "phone": re.compile(  # begins with the code of a country or an area
-        r"(?<![\w.,/-])(?:\+\d{1,3}|\(?0\d{1,4}\)?|\(\d{3}\)|\d{3}(?=[ .-]\d{3}[ .-]\d{4}))"
+    "phone": re.compile(
+        r"(?<![\w.,/-])(?!\(?(?:\d{1,2}[./]\d{1,2}[./]\d{2,4}|0+\b))"  # no date, no zeros
+        r"(?=(?:[ /.()+-]*\d){7})"  # seven digits or more
+        r"(?:\+\d{1,3}|\(?0\d{1,4}\)?|\(\d{3}\)|\d{3}(?=[ .-]\d{3}[ .-]\d{4}))"  # a code of a country or an area
         r"(?:[ /.-]?\(?\d{2,}\)?){2,4}(?![\w-])"
     ),
 }
@@ -427,19 +429,19 @@ def mask_personal(text: str) -> tuple[str, Counter]:
     return text, counts
 
 
-def overlap(text: str, others: Sequence[str], n: int = 8) -> tuple[float, list[str]]:
+def overlap(text: str, others: Iterable[str], n: int = 8) -> tuple[float, list[str]]:
     """Share of the words of `text` in a run of n words that stands in one of `others` too, and these runs in order."""
-    if n < 1:
-        raise ValueError(f"n: {n}; allowed: 1 or more")
-    known = set()
-    for other in others:
-        words = re.findall(r"\w+", other.lower())
-        known.update(" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
+    if n < 2:
+        raise ValueError(f"n: {n}; allowed: 2 or more")
     words = re.findall(r"\w+", text.lower())
-    runs = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
-    covered, found = np.zeros(len(words), dtype=bool), []
+    runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    wanted, begins, known = set(runs), {run[:2] for run in runs}, set()
+    for other in others:
+        found = re.findall(r"\w+", other.lower())
+        at = (i for i, pair in enumerate(pairwise(found)) if pair in begins)  # few: the rest is not looked at
+        known |= wanted.intersection(tuple(found[i : i + n]) for i in at)
+    covered = np.zeros(len(words), dtype=bool)
     for i, run in enumerate(runs):
         if run in known:
             covered[i : i + n] = True
-            found.append(run)
-    return float(covered.mean()) if words else 0.0, found
+    return float(covered.mean()) if words else 0.0, [" ".join(run) for run in runs if run in known]

@@ -261,7 +261,19 @@ def test_personal_data_is_masked(text, masked):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "in 2019 and 2020", "version 1.2.3", "on 2019-06-05", "300.1.2.3.4", "a @ b", "$1,234,567", "pp. 12-34"],
+    [
+        "",
+        "in 2019 and 2020",
+        "version 1.2.3",
+        "on 2019-06-05",
+        "on 05.06.2019, 14:00",
+        "(03.04.2013)",
+        "#00000000",
+        "300.1.2.3.4",
+        "a @ b",
+        "$1,234,567",
+        "pp. 12-34",
+    ],
 )
 def test_what_is_no_personal_data_stays(text):
     assert mask_personal(text) == (text, {"email": 0, "IP address": 0, "phone": 0})
@@ -273,8 +285,8 @@ def test_overlap_finds_planted_words_and_no_others():
     assert overlap(text, [text], n=3)[0] == 1
     assert overlap(text, [], n=3) == (0, [])
     assert overlap("", [text]) == (0, [])
-    with pytest.raises(ValueError, match="n: 0"):
-        overlap(text, [text], n=0)
+    with pytest.raises(ValueError, match="n: 1; allowed: 2 or more"):
+        overlap(text, [text], n=1)
 
 
 # ---- the pile ----
