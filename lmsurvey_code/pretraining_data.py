@@ -341,14 +341,15 @@ def minhash(shingle_set: np.ndarray, n_hashes: int = 128, seed: int = 0) -> np.n
     """
     if not len(shingle_set):
         raise ValueError("shingle_set: empty; allowed: 1 or more")
-    a, b = _functions(n_hashes, seed)
+    a, b = hash_functions(n_hashes, seed)
     with np.errstate(over="ignore"):  # products mod 2^64, as datasketch does
         values = (np.multiply.outer(shingle_set, a) + b) % np.uint64(PRIME) & np.uint64(0xFFFFFFFF)
     return values.min(0)
 
 
 @cache
-def _functions(n_hashes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hash_functions(n_hashes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The random a and b of the functions of `minhash`, (n_hashes,) each."""
     rng = np.random.default_rng(seed)
     return tuple(rng.integers(1, PRIME, n_hashes, dtype=np.uint64) for _ in range(2))
 

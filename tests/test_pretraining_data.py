@@ -181,7 +181,7 @@ def test_all_jaccard_is_jaccard_of_each_pair():
 
 def test_minhash_is_that_of_datasketch():
     datasketch = pytest.importorskip("datasketch")
-    functions = np.array(pretraining_data._functions(128, 0))
+    functions = np.array(pretraining_data.hash_functions(128, 0))
     for shingle_set in random_sets(5):
         theirs = datasketch.MinHash(128, hashfunc=lambda x: x, permutations=functions, scheme="legacy")
         theirs.update_batch([int(value) for value in shingle_set])
@@ -339,3 +339,25 @@ def test_wrong_mixtures_are_refused(shares, order, message):
 
 def test_the_corpus_is_not_in_the_pile():
     assert overlap(load_corpus().test[0].text, mixtures.pile()["masked"], n=13)[0] == 0
+
+
+def test_the_shares_of_sources_are_whole_and_cited():
+    data = pretraining_data.LABELS.parent
+    rows = [row.split("\t") for row in (data / "source_shares.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    bibliography = (data.parent.parent / "book" / "references.bib").read_text(encoding="utf-8")
+    for model in {row[0] for row in rows}:
+        assert 99 <= sum(float(row[3]) for row in rows if row[0] == model) <= 101  # the papers round
+    for row in rows:
+        assert f"url = {{{row[4]}}}" in bibliography
+
+
+def test_the_languages_are_those_of_the_held_out_pages():
+    text = (pretraining_data.LABELS.parent / "pages_language.tsv").read_text(encoding="utf-8")
+    rows = [row.split("\t") for row in text.splitlines()[1:]]
+    assert all(mixtures.is_held_out(page) for page, _, _ in rows)
+    names = {page.rpartition("/")[2] for page in web_pages() if mixtures.is_held_out(page)}
+    assert {page.rpartition("/")[2] for page, _, _ in rows} == names
+    wrong = [
+        page for page, _, code in rows if mixtures.language("\n".join(visible_lines(decode(web_pages()[page])))) != code
+    ]
+    assert len(wrong) == 1
