@@ -10,7 +10,6 @@ Not here: what a network learns from the text that is left (`mixtures.py`); find
 anything that does not fit in memory.
 """
 
-import html
 import io
 import re
 import subprocess
@@ -188,7 +187,7 @@ def visible_lines(page: str) -> list[str]:
     reader = _Reader()
     reader.feed(page)
     reader.close()
-    lines = (re.sub(r" +", " ", line).strip() for line in html.unescape("".join(reader.parts)).split("\n"))
+    lines = (re.sub(r" +", " ", line).strip() for line in "".join(reader.parts).split("\n"))
     return [line for line in lines if line]
 
 

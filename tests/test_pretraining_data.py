@@ -67,6 +67,7 @@ def test_bytes_that_fit_no_encoding_become_marks_and_nothing_fails():
         ("<svg><style>a</style></svg>b", ["b"]),
         ("<noscript>Please turn it on</noscript><div>text", ["text"]),
         ("<ul><li>1<li>2</ul>", ["1", "2"]),
+        ("&amp;lt;b&amp;gt;", ["&lt;b&gt;"]),  # decoded once, not twice
         ("a</script>b</p>c", ["a", "b", "c"]),  # an end without a beginning
     ],
 )
