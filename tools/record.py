@@ -19,6 +19,7 @@ training            the small Transformer with one setting of its training chang
 scaling             networks of many sizes at equal compute (chapter Scaling laws)
 scaling_prediction  what the grid of `scaling` predicts for a larger run, and then that run (chapter Scaling laws)
 scaling_repeated    one size, on texts of several lengths that it reads again and again (chapter Scaling laws)
+data                the small Transformer on what each step of cleaning leaves, on mixtures, in orders (chapter Data)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
 emergence           copying, modular addition and addition, measured while small networks learn them (chapter Emergence)
 """
@@ -652,6 +653,18 @@ def trained_with(group: str, start: str = "zero", **changes: Any) -> Run:
         from lmsurvey_code.training_study import study_run
 
         return {"group": group} | study_run(start, **changes)
+# ---- data ----
+
+
+def after_step(step: str, seed: int) -> Run:
+    """The small Transformer after training on what is left of the pile after `step`."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.mixtures import costs, pile, train_on
+
+        left = pile()[step]
+        found = costs(train_on([left], [1.0], seed=seed))
+        return {"step": step, "seed": seed, "documents": len(left), "bytes": sum(len(t.encode()) for t in left)} | found
 
     return run
 
@@ -663,6 +676,15 @@ def spike(cure: str, bad: bool = True, **changes: Any) -> Run:
         from lmsurvey_code.training_study import spike_run
 
         return {"group": "spike"} | spike_run(cure, bad, **changes)
+def mixture(share: float, order: str, seed: int) -> Run:
+    """The same on the pile and on the addresses: how many of the windows are from the pile, and in which order."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.mixtures import costs, pile, train_on
+
+        sources = [pile()["masked"], texts(load_corpus().train)]
+        found = costs(train_on(sources, [share, 1 - share], order, seed))
+        return {"share": share, "order": order, "seed": seed} | found
 
     return run
 
@@ -759,6 +781,19 @@ def training_runs() -> dict[str, Run]:
         runs[f"muon {rate}"] = trained_with("optimizer", **changes)
     runs["measured step"] = measured_step
     return runs
+def data_runs() -> dict[str, Run]:
+    """Each step and each order with three seeds, the mixtures in between with two."""
+    runs: dict[str, Run] = {}
+    for seed in range(3):
+        for step in ("raw", "text", "English", "rules", "deduplicated", "classifier"):
+            runs[f"after {step}, seed {seed}"] = after_step(step, seed)
+        for share, order in [(0.0, order) for order in ("mixed", "forward", "backward")]:
+            runs[f"{share:.0%} pile, {order}, seed {seed}"] = mixture(share, order, seed)
+        for share, order in [(0.5, order) for order in ("mixed", "forward", "backward")]:
+            runs[f"{share:.0%} pile, {order}, seed {seed}"] = mixture(share, order, seed)
+        for share in (0.1, 0.9, 1.0) if seed < 2 else ():
+            runs[f"{share:.0%} pile, mixed, seed {seed}"] = mixture(share, "mixed", seed)
+    return runs | {"after masked, seed 0": after_step("masked", 0)}
 
 
 # ---- fine-tuning ----
@@ -1138,6 +1173,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "scaling": scaling,
     "scaling_prediction": scaling_prediction,
     "scaling_repeated": scaling_repeated,
+    "data": data_runs,
     "fine_tuning": fine_tuning_runs,
     "emergence": emergence,
     "long_run_search": lambda: {
