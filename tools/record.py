@@ -653,6 +653,8 @@ def trained_with(group: str, start: str = "zero", **changes: Any) -> Run:
         from lmsurvey_code.training_study import study_run
 
         return {"group": group} | study_run(start, **changes)
+
+
 # ---- data ----
 
 
@@ -676,6 +678,8 @@ def spike(cure: str, bad: bool = True, **changes: Any) -> Run:
         from lmsurvey_code.training_study import spike_run
 
         return {"group": "spike"} | spike_run(cure, bad, **changes)
+
+
 def mixture(share: float, order: str, seed: int) -> Run:
     """The same on the pile and on the addresses: how many of the windows are from the pile, and in which order."""
 
@@ -781,6 +785,8 @@ def training_runs() -> dict[str, Run]:
         runs[f"muon {rate}"] = trained_with("optimizer", **changes)
     runs["measured step"] = measured_step
     return runs
+
+
 def data_runs() -> dict[str, Run]:
     """Each step and each order with three seeds, the mixtures in between with two."""
     runs: dict[str, Run] = {}
@@ -1044,6 +1050,8 @@ def point(n_embd: int, C: float, **settings: Any) -> Run:
         from lmsurvey_code.scaling import run_point
 
         return run_point(n_embd, C, **settings)
+
+
 # ---- emergence ----
 
 
@@ -1102,6 +1110,7 @@ def scaling_prediction() -> dict[str, Run]:
     from lmsurvey_code.scaling import HELD_OUT, HELD_OUT_WIDTH
 
     return {"prediction": prediction, "held out": point(HELD_OUT_WIDTH, HELD_OUT)}
+
 
 def modular(share: float, seed: int, weight_decay: float = 1.0, n_steps: int = 2000) -> Run:
     """Addition modulo a prime, learned from a share of all pairs."""
