@@ -131,7 +131,8 @@ def train(
         ValueError: there are too few tokens for one window (or `carry` of them), `checkpoint` is damaged or from
             another run, another run writes to it, or `carry` is above 1 with a checkpoint, which holds no state, or
             a network without `step`.
-        FloatingPointError: the loss is no longer a number.
+        FloatingPointError: the loss is no longer a number, or a weight when `checkpoint` is written.
+        OSError: `checkpoint` cannot be written; what was saved before is still there.
     """
     data = torch.as_tensor(np.asarray(tokens, dtype=np.int64))
     if len(data) <= config.carry * config.block_size:
