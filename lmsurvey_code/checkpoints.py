@@ -39,14 +39,24 @@ def only_writer(path: str | Path) -> Iterator[None]:
 def save_checkpoint(
     path: str | Path, net: nn.Module, optimizers: list[torch.optim.Optimizer], run: dict[str, Any], past: dict[str, Any]
 ) -> None:
-    """Write all that training needs to go on: `run` says which run it is, `past` what it has seen."""
+    """Write all that training needs to go on: `run` says which run it is, `past` what it has seen.
+
+    Raises:
+        FloatingPointError: a number of the network or of an optimizer is not finite.
+        OSError: the file could not be written, such as on a full disk. In both cases an earlier one stays as it was.
+    """
     tensors = {f"net.{name}": p for name, p in net.named_parameters()}
     for i, optimizer in enumerate(optimizers):
         for j, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{name}": value for name, value in state.items() if value is not None}
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    with whole_file(path) as partial:
-        save_file(tensors, partial, metadata={"run": json.dumps(run), "past": json.dumps(past)})
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise FloatingPointError(f"checkpoint: {broken[0]} is no longer finite; {path} stays as it was")
+    try:
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={"run": json.dumps(run), "past": json.dumps(past)})
+    except SafetensorError as error:  # safetensors has no other name for what the system says, such as a full disk
+        raise OSError(f"checkpoint: {path} was not written ({error}); an earlier one is as it was") from error
 
 
 def load_checkpoint(

@@ -16,6 +16,7 @@ long_run            the network that trains for most of an hour, its log, and it
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 variants            the small Transformer with one setting changed at a time (chapter Variants of the Transformer)
 scaling             networks of many sizes at equal compute, one larger run, and text that is read again (Scaling laws)
+training            the small Transformer with one setting of its training changed at a time (chapter Training)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
 """
 
@@ -638,6 +639,125 @@ def variants() -> dict[str, Run]:
     return runs
 
 
+# ---- training ----
+
+
+def trained_with(group: str, start: str = "zero", **changes: Any) -> Run:
+    """The small Transformer after training with these changes, one of a group that a figure shows together."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.training_study import study_run
+
+        return {"group": group} | study_run(start, **changes)
+
+    return run
+
+
+def spike(cure: str, bad: bool = True, **changes: Any) -> Run:
+    """The same with some steps of noise in place of text, and one way to go on."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.training_study import spike_run
+
+        return {"group": "spike"} | spike_run(cure, bad, **changes)
+
+    return run
+
+
+def measured_step() -> dict[str, Any]:
+    """Speed of a step of training on one thread, beside the best that products of matrices reach here."""
+    import torch
+    from torch.nn import functional as F
+
+    from lmsurvey_code.recipes import small_transformer
+    from lmsurvey_code.training import draw_batch
+    from lmsurvey_code.training_study import BASE, train_tokens, with_recomputation
+    from lmsurvey_code.transformer import Transformer
+
+    torch.set_num_threads(1)
+    net, a = small_transformer(), torch.randn(1024, 1024)
+    x, y = draw_batch(torch.as_tensor(train_tokens()), BASE)  # (B, T) each
+    deep = Transformer(replace(net.config, n_layer=12))
+
+    def seconds(run: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(9):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def step(network: torch.nn.Module) -> None:
+        network.zero_grad()
+        F.cross_entropy(network(x).flatten(0, 1), y.flatten()).backward()
+
+    peak, by_step = 2 * 1024**3 / seconds(lambda: a @ a), seconds(lambda: step(net))
+    c, matrices = net.config, sum(p.numel() for p in net.parameters() if p.ndim > 1)
+    operations = (6 * matrices + 12 * c.n_layer * c.n_embd * x.shape[1]) * x.numel()
+    slower = seconds(lambda: step(with_recomputation(deep))) / seconds(lambda: step(deep))
+    return {
+        "group": "speed",
+        "peak": round(peak),
+        "tokens_per_second": round(x.numel() / by_step),
+        "utilization": round(operations / by_step / peak, 3),
+        "slower_with_recomputation": round(slower, 2),
+    }
+
+
+def training_runs() -> dict[str, Run]:
+    """Learning rates with and without clipping; schedules; batches at equal tokens; weight decay; first weights."""
+    runs: dict[str, Run] = {"default": trained_with("default")}
+    for rate in (1e-3, 1e-2, 3e-2):
+        runs[f"rate {rate}"] = trained_with("rate", learning_rate=rate)
+    for rate in (3e-3, 1e-2, 3e-2):
+        runs[f"rate {rate}, no clipping"] = trained_with("rate", learning_rate=rate, grad_clip=None)
+    schedules: dict[str, dict[str, Any]] = {
+        "constant": {"decay": 0.0},
+        "cosine to 10%": {"shape": "cosine", "floor": 0.1},
+        "WSD": {"decay": 0.2},
+    }
+    for name, changes in schedules.items():
+        runs[f"schedule {name}"] = trained_with("schedule", **changes)
+    for rate in (3e-3, 1e-2):
+        runs[f"no warm-up, rate {rate}"] = trained_with("warm-up", learning_rate=rate, warmup=0)
+    for kind in ("gpt-2", "equal", "large", "pytorch"):
+        runs[f"start {kind}"] = trained_with("start", kind)
+    for batch_size, rates in ((2, (1.5e-3, 3e-3, 6e-3)), (32, (1.5e-3, 3e-3, 6e-3)), (96, (3e-3, 6e-3, 1.2e-2))):
+        n_steps = 960 // batch_size  # 122,880 tokens in each
+        for rate in rates:
+            changes = {"batch_size": batch_size, "n_steps": n_steps, "warmup": n_steps // 6, "learning_rate": rate}
+            runs[f"batch {batch_size}, rate {rate}"] = trained_with("batch", **changes)
+    for rate in (0.005, 0.01, 0.02):  # 100 steps take the time of AdamW's 120
+        changes = {"optimizer": "muon", "n_steps": 100, "learning_rate": 0.02, "matrix_learning_rate": rate}
+        runs[f"muon {rate}"] = trained_with("optimizer", **changes)
+    for rate in (0.3, 1.0, 3.0):
+        runs[f"sgd {rate}"] = trained_with("optimizer", optimizer="sgd", learning_rate=rate)
+    for rate in (0.1, 0.3):
+        changes = {"optimizer": "sgd", "learning_rate": rate, "momentum": 0.9}
+        runs[f"sgd {rate}, momentum 0.9"] = trained_with("optimizer", **changes)
+    for precision in ("bfloat16", "float16"):
+        runs[precision] = trained_with("precision", precision=precision)
+    for name, (cure, bad, changes) in {
+        "no noise": ("none", False, {}),
+        "noise": ("none", True, {}),
+        "noise, clipped": ("none", True, {"grad_clip": 1.0}),
+        "noise, skipped": ("skip", True, {}),
+        "noise, lower rate": ("lower", True, {}),
+        "noise, beta2 0.999": ("none", True, {"beta2": 0.999}),
+    }.items():
+        runs[name] = spike(cure, bad, **{"grad_clip": None} | changes)
+    for decay in (0.1, 1.0):
+        runs[f"weight decay {decay}"] = trained_with("decay", weight_decay=decay)
+    for name, changes in ({"linear": {}} | schedules).items():
+        runs[f"480 steps, {name}"] = trained_with("long", n_steps=480, **changes)
+    runs["measured step"] = measured_step
+    for seed in (1, 2):
+        runs[f"default, seed {seed}"] = trained_with("default", seed=seed)
+        for name, changes in schedules.items():
+            runs[f"schedule {name}, seed {seed}"] = trained_with("schedule", seed=seed, **changes)
+    return runs
+
+
 # ---- fine-tuning ----
 
 
@@ -944,6 +1064,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
     "variants": variants,
     "scaling": scaling,
+    "training": training_runs,
     "fine_tuning": fine_tuning_runs,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
