@@ -129,8 +129,9 @@ class OneProcess:
         """Whether there is a checkpoint to go on from."""
         return Path(path).exists()
 
-    only_writer, save, load = map(staticmethod, (only_writer, save_checkpoint, load_checkpoint))
-
+    only_writer = staticmethod(only_writer)
+    save = staticmethod(save_checkpoint)
+    load = staticmethod(load_checkpoint)
 
 
 def train(
