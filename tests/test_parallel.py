@@ -97,11 +97,11 @@ def test_sharded_checkpoints(tmp_path):
         launch(*settings, "--drill", "0:6:SIGKILL")
     (kept,) = parallel.steps_in(path)
     before = {file.name: file.read_bytes() for file in kept.iterdir()}
-    with pytest.raises(RuntimeError, match="ValueError: checkpoint: .* is from a run with other learning_rate, net;"):
+    with pytest.raises(RuntimeError, match=r"ValueError: checkpoint: .* is from a run with other learning_rate, net;"):
         launch(*settings, "--learning-rate", 0.5, "--n-layer", 1)
     for file in kept.glob("*.safetensors"):
         file.write_bytes(before[file.name][:-100])
-    with pytest.raises(RuntimeError, match="ValueError: checkpoint: .* is damaged"):
+    with pytest.raises(RuntimeError, match=r"ValueError: checkpoint: .* is damaged"):
         launch(*settings)
     for file in kept.glob("*.safetensors"):
         file.write_bytes(before[file.name])
@@ -202,10 +202,10 @@ def test_shards_of_data(tmp_path):
             ValueError, match=f"data: .*{path.name} {message.split(';')[0].split('allowed')[0].strip()}"
         ):
             read_tokens([str(good), str(path)], 64, 256)
-    with pytest.raises(FileNotFoundError, match="data: .* is missing"):
+    with pytest.raises(FileNotFoundError, match=r"data: .* is missing"):
         read_tokens([str(tmp_path / "none.npy")], 64, 256)
     good.write_bytes(good.read_bytes()[:-50])
-    with pytest.raises(ValueError, match="data: .* is no whole .npy file"):
+    with pytest.raises(ValueError, match=r"data: .* is no whole .npy file"):
         read_tokens([str(good)], 64, 256)
 
 
