@@ -74,7 +74,7 @@ class DataParallel(Team):
 
     def place(self, net: nn.Module) -> nn.Module:
         """Every process starts from the weights of the first."""
-        self.wrapped = nn.parallel.DistributedDataParallel(net)
+        self.wrapped = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
         return self.wrapped
 
     def share(self, batch: torch.Tensor) -> torch.Tensor:
