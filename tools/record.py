@@ -15,9 +15,13 @@ long_run_search     what was tried before the long run (chapter The long run)
 long_run            the network that trains for most of an hour, its log, and its weights (chapter The long run)
 tokens              the small Transformer with other vocabularies, at equal compute (chapter Tokens)
 variants            the small Transformer with one setting changed at a time (chapter Variants of the Transformer)
-scaling             networks of many sizes at equal compute, one larger run, and text that is read again (Scaling laws)
 training            the small Transformer with one setting of its training changed at a time (chapter Training)
+scaling             networks of many sizes at equal compute (chapter Scaling laws)
+scaling_prediction  what the grid of `scaling` predicts for a larger run, and then that run (chapter Scaling laws)
+scaling_repeated    one size, on texts of several lengths that it reads again and again (chapter Scaling laws)
+data                the small Transformer on what each step of cleaning leaves, on mixtures, in orders (chapter Data)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
+emergence           copying, modular addition and addition, measured while small networks learn them (chapter Emergence)
 """
 
 import ast
@@ -650,6 +654,20 @@ def trained_with(group: str, start: str = "zero", **changes: Any) -> Run:
 
         return {"group": group} | study_run(start, **changes)
 
+
+# ---- data ----
+
+
+def after_step(step: str, seed: int) -> Run:
+    """The small Transformer after training on what is left of the pile after `step`."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.mixtures import costs, pile, train_on
+
+        left = pile()[step]
+        found = costs(train_on([left], [1.0], seed=seed))
+        return {"step": step, "seed": seed, "documents": len(left), "bytes": sum(len(t.encode()) for t in left)} | found
+
     return run
 
 
@@ -660,6 +678,17 @@ def spike(cure: str, bad: bool = True, **changes: Any) -> Run:
         from lmsurvey_code.training_study import spike_run
 
         return {"group": "spike"} | spike_run(cure, bad, **changes)
+
+
+def mixture(share: float, order: str, seed: int) -> Run:
+    """The same on the pile and on the addresses: how many of the windows are from the pile, and in which order."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.mixtures import costs, pile, train_on
+
+        sources = [pile()["masked"], texts(load_corpus().train)]
+        found = costs(train_on(sources, [share, 1 - share], order, seed))
+        return {"share": share, "order": order, "seed": seed} | found
 
     return run
 
@@ -676,31 +705,35 @@ def measured_step() -> dict[str, Any]:
 
     torch.set_num_threads(1)
     net, a = small_transformer(), torch.randn(1024, 1024)
-    x, y = draw_batch(torch.as_tensor(train_tokens()), BASE)  # (B, T) each
+    x, y = draw_batch(torch.as_tensor(train_tokens()), replace(BASE, batch_size=8))  # (B, T) each
     deep = Transformer(replace(net.config, n_layer=12))
 
-    def seconds(run: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(9):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        return min(times)
+    def seconds(*runs: Callable[[], Any]) -> list[float]:
+        """The shortest time of each, of 15 rounds in which each runs once."""
+        times: list[list[float]] = [[] for _ in runs]
+        for _ in range(15):
+            for run, found in zip(runs, times, strict=True):
+                start = time.perf_counter()
+                run()
+                found.append(time.perf_counter() - start)
+        return [min(found) for found in times]
 
     def step(network: torch.nn.Module) -> None:
         network.zero_grad()
         F.cross_entropy(network(x).flatten(0, 1), y.flatten()).backward()
 
-    peak, by_step = 2 * 1024**3 / seconds(lambda: a @ a), seconds(lambda: step(net))
+    thrifty = with_recomputation(deep)
+    by_product, by_step = seconds(lambda: a @ a, lambda: step(net))
+    by_deep, by_thrifty = seconds(lambda: step(deep), lambda: step(thrifty))
+    peak = 2 * 1024**3 / by_product
     c, matrices = net.config, sum(p.numel() for p in net.parameters() if p.ndim > 1)
     operations = (6 * matrices + 12 * c.n_layer * c.n_embd * x.shape[1]) * x.numel()
-    slower = seconds(lambda: step(with_recomputation(deep))) / seconds(lambda: step(deep))
     return {
         "group": "speed",
         "peak": round(peak),
         "tokens_per_second": round(x.numel() / by_step),
         "utilization": round(operations / by_step / peak, 3),
-        "slower_with_recomputation": round(slower, 2),
+        "slower_with_recomputation": round(by_thrifty / by_deep, 2),
     }
 
 
@@ -722,19 +755,14 @@ def training_runs() -> dict[str, Run]:
         runs[f"no warm-up, rate {rate}"] = trained_with("warm-up", learning_rate=rate, warmup=0)
     for kind in ("gpt-2", "equal", "large", "pytorch"):
         runs[f"start {kind}"] = trained_with("start", kind)
-    for batch_size, rates in ((2, (1.5e-3, 3e-3, 6e-3)), (32, (1.5e-3, 3e-3, 6e-3)), (96, (3e-3, 6e-3, 1.2e-2))):
+    for batch_size, rates in ((2, (1.5e-3, 3e-3)), (32, (3e-3, 6e-3)), (96, (6e-3, 1.2e-2))):
         n_steps = 960 // batch_size  # 122,880 tokens in each
         for rate in rates:
             changes = {"batch_size": batch_size, "n_steps": n_steps, "warmup": n_steps // 6, "learning_rate": rate}
             runs[f"batch {batch_size}, rate {rate}"] = trained_with("batch", **changes)
-    for rate in (0.005, 0.01, 0.02):  # 100 steps take the time of AdamW's 120
-        changes = {"optimizer": "muon", "n_steps": 100, "learning_rate": 0.02, "matrix_learning_rate": rate}
-        runs[f"muon {rate}"] = trained_with("optimizer", **changes)
     for rate in (0.3, 1.0, 3.0):
         runs[f"sgd {rate}"] = trained_with("optimizer", optimizer="sgd", learning_rate=rate)
-    for rate in (0.1, 0.3):
-        changes = {"optimizer": "sgd", "learning_rate": rate, "momentum": 0.9}
-        runs[f"sgd {rate}, momentum 0.9"] = trained_with("optimizer", **changes)
+    runs["sgd 0.3, momentum 0.9"] = trained_with("optimizer", optimizer="sgd", learning_rate=0.3, momentum=0.9)
     for precision in ("bfloat16", "float16"):
         runs[precision] = trained_with("precision", precision=precision)
     for name, (cure, bad, changes) in {
@@ -748,14 +776,30 @@ def training_runs() -> dict[str, Run]:
         runs[name] = spike(cure, bad, **{"grad_clip": None} | changes)
     for decay in (0.1, 1.0):
         runs[f"weight decay {decay}"] = trained_with("decay", weight_decay=decay)
-    for name, changes in ({"linear": {}} | schedules).items():
-        runs[f"480 steps, {name}"] = trained_with("long", n_steps=480, **changes)
-    runs["measured step"] = measured_step
     for seed in (1, 2):
         runs[f"default, seed {seed}"] = trained_with("default", seed=seed)
         for name, changes in schedules.items():
             runs[f"schedule {name}, seed {seed}"] = trained_with("schedule", seed=seed, **changes)
+    for rate in (0.005, 0.01, 0.02):  # 100 steps take the time of AdamW's 120
+        changes = {"optimizer": "muon", "n_steps": 100, "learning_rate": 0.02, "matrix_learning_rate": rate}
+        runs[f"muon {rate}"] = trained_with("optimizer", **changes)
+    runs["measured step"] = measured_step
     return runs
+
+
+def data_runs() -> dict[str, Run]:
+    """Each step and each order with three seeds, the mixtures in between with two."""
+    runs: dict[str, Run] = {}
+    for seed in range(3):
+        for step in ("raw", "text", "English", "rules", "deduplicated", "classifier"):
+            runs[f"after {step}, seed {seed}"] = after_step(step, seed)
+        for share, order in [(0.0, order) for order in ("mixed", "forward", "backward")]:
+            runs[f"{share:.0%} pile, {order}, seed {seed}"] = mixture(share, order, seed)
+        for share, order in [(0.5, order) for order in ("mixed", "forward", "backward")]:
+            runs[f"{share:.0%} pile, {order}, seed {seed}"] = mixture(share, order, seed)
+        for share in (0.1, 0.9, 1.0) if seed < 2 else ():
+            runs[f"{share:.0%} pile, mixed, seed {seed}"] = mixture(share, "mixed", seed)
+    return runs | {"after masked, seed 0": after_step("masked", 0)}
 
 
 # ---- fine-tuning ----
@@ -999,44 +1043,115 @@ def shipped_and_counting() -> dict[str, Any]:
     return shipped() | about | measured(Mixture(net, counts, share))
 
 
-def point(shape: tuple[int, int, int] | None, C: float, **settings: Any) -> Run:
-    """One run of the scaling study; of the shape that was predicted, where none is given."""
+def point(n_embd: int, C: float, **settings: Any) -> Run:
+    """One run of the scaling study."""
 
     def run() -> dict[str, Any]:
         from lmsurvey_code.scaling import run_point
 
-        rows = {} if shape else {row["run"]: row for row in recorded("scaling")}
-        return run_point(shape or tuple(rows["prediction"]["shape"]), C, **settings)
+        return run_point(n_embd, C, **settings)
+
+
+# ---- emergence ----
+
+
+def columns(trace: list[dict[str, float]]) -> dict[str, list[float]]:
+    """A trace as one list for each thing that was measured."""
+    return {key: [float(f"{row[key]:.4g}") for row in trace if key in row] for key in trace[-1]}
+
+
+def copying(n_layer: int, seed: int) -> Run:
+    """In-context copying by networks of attention alone."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.emergence import copying_run
+
+        return {"task": "copying", "n_layer": n_layer, "seed": seed} | columns(copying_run(n_layer, seed)[1])
 
     return run
+
+
+def scaling() -> dict[str, Run]:
+    """The grid: networks of several sizes at equal compute."""
+    from lmsurvey_code.scaling import GRID
+
+    return {
+        f"{C:.0e}, width {n_embd}, seed {seed}": point(n_embd, C, seed=seed)
+        for seed in range(3)
+        for C, widths in GRID.items()
+        for n_embd in widths
+        if seed == 0 or C < 1e12
+    }
+
+
+def scaling_repeated() -> dict[str, Run]:
+    """One size that reads texts of several lengths, again and again."""
+    from lmsurvey_code.scaling import study_config
+    from lmsurvey_code.transformer import n_parameters
+
+    N = n_parameters(study_config(48))
+    return {
+        f"{D} bytes read of {unique or 'all'}": point(48, 6 * N * D, unique=unique)
+        for unique in (2**17, 2**19, 2**21, None)
+        for D in (2**19, 2**20, 2**21, 2**22)
+        if not unique or unique <= D
+    }
 
 
 def prediction() -> dict[str, Any]:
     """What the grid says of the larger run, written down before that run is made."""
     from lmsurvey_code.scaling import predict_held_out
 
-    return predict_held_out([row for row in recorded("scaling") if row["run"].startswith("grid")])
+    return predict_held_out(recorded("scaling"))
 
 
-def scaling() -> dict[str, Run]:
-    """The grid, its prediction, the run that it is for, and one size on texts of several lengths."""
-    from lmsurvey_code.scaling import GRID, HELD_OUT
+def scaling_prediction() -> dict[str, Run]:
+    """The prediction, and then the run that it is for."""
+    from lmsurvey_code.scaling import HELD_OUT, HELD_OUT_WIDTH
 
-    runs = {
-        f"grid {C:.0e}, {shape[0]} layers of {shape[2]}, seed {seed}": point(shape, C, seed=seed)
-        for seed in range(3)
-        for C, shapes in GRID.items()
-        for shape in shapes
-        if seed == 0 or C <= 1e12
+    return {"prediction": prediction, "held out": point(HELD_OUT_WIDTH, HELD_OUT)}
+
+
+def modular(share: float, seed: int, weight_decay: float = 1.0, n_steps: int = 2000) -> Run:
+    """Addition modulo a prime, learned from a share of all pairs."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.emergence import MODULAR, modular_run
+
+        config = replace(MODULAR, weight_decay=weight_decay, n_steps=n_steps)
+        about = {"task": "modular", "share": share, "weight_decay": weight_decay, "seed": seed}
+        return about | columns(modular_run(share, seed, config)[1])
+
+    return run
+
+
+def addition(width: int, seed: int) -> Run:
+    """Addition of several digits by networks of different widths."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.emergence import addition_run
+
+        net, trace = addition_run(width, seed)
+        n_params = sum(p.numel() for p in net.parameters())
+        return {"task": "addition", "width": width, "seed": seed, "n_params": n_params} | columns(trace)
+
+    return run
+
+
+def emergence() -> dict[str, Run]:
+    """Several seeds of each."""
+    return {
+        **{f"copying, 2 layers, seed {seed}": copying(2, seed) for seed in range(5)},
+        **{f"copying, 1 layer, seed {seed}": copying(1, seed) for seed in range(3)},
+        **{f"modular, share 0.4, seed {seed}": modular(0.4, seed) for seed in range(4)},
+        **{f"modular, no weight decay, seed {seed}": modular(0.4, seed, 0.0) for seed in range(2)},
+        **{f"modular, share {share}, seed 0": modular(share, 0) for share in (0.5, 0.6)},
+        "modular, share 0.3, seed 0": modular(0.3, 0, n_steps=4000),
+        **{f"addition, width {n}, seed {seed}": addition(n, seed) for seed in range(3) for n in WIDTHS},
     }
-    runs |= {"prediction": prediction, "held out": point(None, HELD_OUT)}
-    for unique in (2**17, 2**19, 2**21, None):
-        for D in (2**19, 2**20, 2**21, 2**22):
-            if not unique or unique <= D:
-                name = f"{D} bytes read of {unique or 'all'}"
-                runs[name] = point((2, 1, 64), 6 * 123_200 * D, unique=unique)
-    return runs
 
+
+WIDTHS = (8, 12, 16, 24, 32, 48)
 
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
@@ -1063,9 +1178,13 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "tokens": tokens,
     "decoding": lambda: {name: decoding_run(name) for name in ("people", *DECODING, "beam 4")},
     "variants": variants,
-    "scaling": scaling,
     "training": training_runs,
+    "scaling": scaling,
+    "scaling_prediction": scaling_prediction,
+    "scaling_repeated": scaling_repeated,
+    "data": data_runs,
     "fine_tuning": fine_tuning_runs,
+    "emergence": emergence,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
         "newest 10%, dropout 0.1, weight decay 0.1": trial(0.1, 0.1, weight_decay=0.1),
