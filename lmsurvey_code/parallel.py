@@ -15,6 +15,7 @@ Not here: how processes are started (`pretrain.py`); teams inside teams, as in 3
 Shapes: B texts, T tokens, C = n_embd, V = vocab_size.
 """
 
+import inspect
 import json
 import os
 import shutil
@@ -74,7 +75,10 @@ class DataParallel(Team):
 
     def place(self, net: nn.Module) -> nn.Module:
         """Every process starts from the weights of the first."""
-        self.wrapped = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
+        kind = nn.parallel.DistributedDataParallel
+        known = inspect.signature(kind.__init__).parameters  # PyTorch 2.13 has a new name for it
+        tables = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        self.wrapped = kind(net, **{tables: False})  # all have the same tables of positions
         return self.wrapped
 
     def share(self, batch: torch.Tensor) -> torch.Tensor:

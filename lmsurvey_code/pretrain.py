@@ -184,7 +184,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             with whole_file(args.result) as partial:
                 partial.write_text(json.dumps(result), encoding="utf-8")
     except (ValueError, OSError, FloatingPointError, RuntimeError, ImportError) as error:
-        print(f"process {rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        what = str(error).replace("\n", " ")
+        if isinstance(error, RuntimeError) and dist.is_initialized():
+            what = f"another process is gone or did not answer; start again to go on from the last checkpoint ({what})"
+        print(f"process {rank}: {type(error).__name__}: {what}", file=sys.stderr, flush=True)
         os._exit(2)  # at once: to leave the team would wait for the others
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -235,9 +238,8 @@ def launch(*settings: Any, processes: int = 2, seconds: float = 120.0) -> dict[s
 def what_went_wrong(log: str) -> str:
     """The lines that matter of what torchrun and its workers wrote."""
     said = [line for line in log.splitlines() if line.startswith("process ")]
-    ends = re.findall(r"rank +: (\d+) .*\n *exitcode +: -(\d+)", log)
-    first = re.search(r"Root Cause.*?rank +: (\d+) .*?exitcode +: -(\d+)", log, re.DOTALL)
-    killed = [f"process {rank} was killed by {signal.Signals(int(n)).name}" for rank, n in (ends[-1:] if first else [])]
+    ends = re.findall(r"rank +: (\d+) .*\n *exitcode +: -(\d+)", log)  # torchrun itself ends the others by SIGTERM
+    killed = [f"process {r} was killed by {signal.Signals(int(n)).name}" for r, n in ends if int(n) != signal.SIGTERM]
     return "; ".join(killed + said) or "\n".join(log.splitlines()[-5:])
 
 
