@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 # ---- on this machine ----
 
 
-def launch(*settings: Any, processes: int = 2, seconds: float = 120.0) -> dict[str, Any]:
+def launch(*settings: Any, processes: int = 2, seconds: float = 300.0) -> dict[str, Any]:
     """Run `pretrain` with these settings in processes of its own on this machine; its result.
 
     >>> launch("--steps", 50, "--parallel", "fsdp", processes=2)["losses"]  # doctest: +SKIP
