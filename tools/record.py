@@ -654,20 +654,6 @@ def trained_with(group: str, start: str = "zero", **changes: Any) -> Run:
 
         return {"group": group} | study_run(start, **changes)
 
-
-# ---- data ----
-
-
-def after_step(step: str, seed: int) -> Run:
-    """The small Transformer after training on what is left of the pile after `step`."""
-
-    def run() -> dict[str, Any]:
-        from lmsurvey_code.mixtures import costs, pile, train_on
-
-        left = pile()[step]
-        found = costs(train_on([left], [1.0], seed=seed))
-        return {"step": step, "seed": seed, "documents": len(left), "bytes": sum(len(t.encode()) for t in left)} | found
-
     return run
 
 
@@ -678,17 +664,6 @@ def spike(cure: str, bad: bool = True, **changes: Any) -> Run:
         from lmsurvey_code.training_study import spike_run
 
         return {"group": "spike"} | spike_run(cure, bad, **changes)
-
-
-def mixture(share: float, order: str, seed: int) -> Run:
-    """The same on the pile and on the addresses: how many of the windows are from the pile, and in which order."""
-
-    def run() -> dict[str, Any]:
-        from lmsurvey_code.mixtures import costs, pile, train_on
-
-        sources = [pile()["masked"], texts(load_corpus().train)]
-        found = costs(train_on(sources, [share, 1 - share], order, seed))
-        return {"share": share, "order": order, "seed": seed} | found
 
     return run
 
@@ -735,6 +710,35 @@ def measured_step() -> dict[str, Any]:
         "utilization": round(operations / by_step / peak, 3),
         "slower_with_recomputation": round(by_thrifty / by_deep, 2),
     }
+
+
+# ---- data ----
+
+
+def after_step(step: str, seed: int) -> Run:
+    """The small Transformer after training on what is left of the pile after `step`."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.mixtures import costs, pile, train_on
+
+        left = pile()[step]
+        found = costs(train_on([left], [1.0], seed=seed))
+        return {"step": step, "seed": seed, "documents": len(left), "bytes": sum(len(t.encode()) for t in left)} | found
+
+    return run
+
+
+def mixture(share: float, order: str, seed: int) -> Run:
+    """The same on the pile and on the addresses: how many of the windows are from the pile, and in which order."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.mixtures import costs, pile, train_on
+
+        sources = [pile()["masked"], texts(load_corpus().train)]
+        found = costs(train_on(sources, [share, 1 - share], order, seed))
+        return {"share": share, "order": order, "seed": seed} | found
+
+    return run
 
 
 def training_runs() -> dict[str, Run]:
@@ -1043,6 +1047,9 @@ def shipped_and_counting() -> dict[str, Any]:
     return shipped() | about | measured(Mixture(net, counts, share))
 
 
+# ---- scaling laws ----
+
+
 def point(n_embd: int, C: float, **settings: Any) -> Run:
     """One run of the scaling study."""
 
@@ -1050,23 +1057,6 @@ def point(n_embd: int, C: float, **settings: Any) -> Run:
         from lmsurvey_code.scaling import run_point
 
         return run_point(n_embd, C, **settings)
-
-
-# ---- emergence ----
-
-
-def columns(trace: list[dict[str, float]]) -> dict[str, list[float]]:
-    """A trace as one list for each thing that was measured."""
-    return {key: [float(f"{row[key]:.4g}") for row in trace if key in row] for key in trace[-1]}
-
-
-def copying(n_layer: int, seed: int) -> Run:
-    """In-context copying by networks of attention alone."""
-
-    def run() -> dict[str, Any]:
-        from lmsurvey_code.emergence import copying_run
-
-        return {"task": "copying", "n_layer": n_layer, "seed": seed} | columns(copying_run(n_layer, seed)[1])
 
     return run
 
@@ -1110,6 +1100,25 @@ def scaling_prediction() -> dict[str, Run]:
     from lmsurvey_code.scaling import HELD_OUT, HELD_OUT_WIDTH
 
     return {"prediction": prediction, "held out": point(HELD_OUT_WIDTH, HELD_OUT)}
+
+
+# ---- emergence ----
+
+
+def columns(trace: list[dict[str, float]]) -> dict[str, list[float]]:
+    """A trace as one list for each thing that was measured."""
+    return {key: [float(f"{row[key]:.4g}") for row in trace if key in row] for key in trace[-1]}
+
+
+def copying(n_layer: int, seed: int) -> Run:
+    """In-context copying by networks of attention alone."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.emergence import copying_run
+
+        return {"task": "copying", "n_layer": n_layer, "seed": seed} | columns(copying_run(n_layer, seed)[1])
+
+    return run
 
 
 def modular(share: float, seed: int, weight_decay: float = 1.0, n_steps: int = 2000) -> Run:

@@ -193,9 +193,11 @@
   const point = event => { const p = nearest(event); if (p && p.row !== chosen) show(p.row) }
   svg.addEventListener('pointermove', point)
   svg.addEventListener('click', point)
-  svg.addEventListener('focusin', event => { const p = points.find(q => q.mark === event.target); if (p && p.row !== chosen) show(p.row) })
-  svg.addEventListener('keydown', event => {
+  // On the section, because an svg that listens for keys or focus is one more stop of the Tab key.
+  chart.addEventListener('focusin', event => { const p = points.find(q => q.mark === event.target); if (p && p.row !== chosen) show(p.row) })
+  chart.addEventListener('keydown', event => {
     const i = points.findIndex(p => p.mark === event.target)
+    if (i < 0) return
     const next = {ArrowRight: i + 1, ArrowUp: i + 1, ArrowLeft: i - 1, ArrowDown: i - 1, Home: 0, End: points.length - 1}[event.key]
     if (event.key === 'Enter' || event.key === ' ') card.querySelector('a')?.focus()
     else if (next === undefined) return
