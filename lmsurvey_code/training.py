@@ -7,14 +7,14 @@ losses scaled (Micikevicius et al. 2018).
 Length is set in steps, never in seconds, and each step draws from its own seed: the same configuration on the same
 machine gives the same weights, in one run or in several.
 
-Not here: Muon (`optimizers.py`), the file of a checkpoint (`checkpoints.py`), several processes.
+Not here: Muon (`optimizers.py`), the file of a checkpoint (`checkpoints.py`), several processes (`parallel.py`).
 """
 
 import random
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -100,6 +100,40 @@ class History:
 Draw = Callable[[torch.Tensor, TrainConfig, int], tuple[torch.Tensor, torch.Tensor]]
 
 
+class OneProcess:
+    """What `train` asks of the processes that share its work: here there is one. `parallel.py` has teams of several."""
+
+    n_shares = 1  # among how many processes a batch is divided
+
+    def place(self, net: nn.Module) -> nn.Module:
+        """What to call in place of `net`, whose weights the optimizers get."""
+        return net
+
+    def share(self, batch: torch.Tensor) -> torch.Tensor:
+        """The part of a batch (B, T) that this process reads."""
+        return batch
+
+    def backward(self, last: bool) -> AbstractContextManager:
+        """Where a part of a batch goes forward and back; gradients are averaged in the last one."""
+        return nullcontext()
+
+    def total(self, value: float) -> float:
+        """The sum of what each process has."""
+        return value
+
+    def clip(self, net: nn.Module, longest: float) -> None:
+        """Shorten the gradient, as one vector over all processes."""
+        nn.utils.clip_grad_norm_(net.parameters(), longest)
+
+    def is_saved(self, path: str | Path) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return Path(path).exists()
+
+    only_writer = staticmethod(only_writer)
+    save = staticmethod(save_checkpoint)
+    load = staticmethod(load_checkpoint)
+
+
 def train(
     net: nn.Module,
     tokens: Sequence[int] | np.ndarray,
@@ -110,6 +144,7 @@ def train(
     checkpoint: str | Path | None = None,
     save_every: int = 0,
     device: str | torch.device | None = None,
+    team: OneProcess | None = None,
 ) -> History:
     """Teach `net` (idx (B, T) -> logits (B, T, V)) to predict the next of `tokens`, or what `draw` asks for.
 
@@ -126,6 +161,7 @@ def train(
         checkpoint: a file. Where it exists, training goes on from it, to the same weights as without the break.
         save_every: steps between two writes of `checkpoint`; 0: only at the end.
         device: default: a GPU where there is one.
+        team: the processes that share the work, each of which calls `train` with the same arguments.
 
     Raises:
         ValueError: there are too few tokens for one window (or `carry` of them), `checkpoint` is damaged or from
@@ -140,8 +176,8 @@ def train(
         raise ValueError(f"tokens: {len(data)}; allowed: more than {row} = {config.carry * config.block_size}")
     if config.carry > 1 and (checkpoint is not None or not hasattr(net, "step")):
         raise ValueError(f"carry: {config.carry}; allowed: 1 with a checkpoint or a network without `step`")
-    device = torch.device(device or pick_device())
-    net.to(device).train()
+    device, team = torch.device(device or pick_device()), team or OneProcess()
+    called = team.place(net.to(device).train())
     fast = config.precision == "auto" and bfloat16_is_fast(device.type)
     dtype = torch.bfloat16 if fast else getattr(torch, config.precision.replace("auto", "float32"))
     optimizers = make_optimizers(net, config)
@@ -152,7 +188,7 @@ def train(
     def loss_of(x: torch.Tensor, y: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """Nats per token of the windows x (B, T) with next tokens y (B, T), and the state after them."""
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits, state = (net(x), None) if config.carry == 1 else net.step(x, state)  # (B, T, V)
+            logits, state = (called(x), None) if config.carry == 1 else net.step(x, state)  # (B, T, V)
         return F.cross_entropy(logits.float().flatten(0, 1), y.flatten()), state
 
     loss_of = torch.compile(loss_of) if config.compile else loss_of
@@ -160,21 +196,23 @@ def train(
     def backward(x: torch.Tensor, y: torch.Tensor, state: Any) -> tuple[float, Any]:
         """Add the gradient of a batch to that of the weights; its loss, and the state after it."""
         total, counted = 0.0, (y != -100).sum()
-        for part_x, part_y in zip(x.chunk(config.accumulate), y.chunk(config.accumulate), strict=True):
-            share = (part_y != -100).sum() / counted
-            if share == 0:  # the mean of nothing is not a number
-                continue
-            loss, state = loss_of(part_x, part_y, state)
-            scaler.scale(loss * share).backward()
+        parts = [team.share(batch).to(device).chunk(config.accumulate) for batch in (x, y)]
+        for i, (part_x, part_y) in enumerate(zip(*parts, strict=True)):
+            share = (part_y != -100).sum() / counted.to(device)
+            if share == 0:  # the mean of nothing is not a number; but other processes may wait for this one
+                part_y = part_y.clamp(min=0)
+            with team.backward(last=i == config.accumulate - 1):
+                loss, state = loss_of(part_x, part_y, state)
+                scaler.scale(loss * share * team.n_shares).backward()  # teams take the mean of their gradients
             total += (loss * share).item()
-        return total, state
+        return team.total(total), state
 
     with (
         torch.random.fork_rng(devices=[]),
-        only_writer(checkpoint) if checkpoint is not None else nullcontext(),
+        team.only_writer(checkpoint) if checkpoint is not None else nullcontext(),
     ):
-        if checkpoint is not None and Path(checkpoint).exists():
-            past = load_checkpoint(checkpoint, net, optimizers, run)
+        if checkpoint is not None and team.is_saved(checkpoint):
+            past = team.load(checkpoint, net, optimizers, run)
             history.losses, history.evaluations = past["losses"], [tuple(pair) for pair in past["evaluations"]]
             scaler.load_state_dict(past["scaler"])
         first, state = len(history.losses), None
@@ -185,7 +223,7 @@ def train(
             for group in (g for optimizer in optimizers for g in optimizer.param_groups):
                 group["lr"] = group["highest_lr"] * config.learning_rate_factor(step)
             # The state goes on, the gradient does not.
-            loss, state = backward(x.to(device), y.to(device), detached(state) if at else None)
+            loss, state = backward(x, y, detached(state) if at else None)
             history.losses.append(loss)
             if not np.isfinite(loss):
                 advice = "a smaller learning_rate or grad_clip, a longer warmup, or precision='float32'"
@@ -193,7 +231,7 @@ def train(
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             if config.grad_clip is not None:
-                nn.utils.clip_grad_norm_(net.parameters(), config.grad_clip)
+                team.clip(net, config.grad_clip)
             for optimizer in optimizers:
                 scaler.step(optimizer)  # with float16, no step where a gradient is too large for it
                 optimizer.zero_grad()
@@ -204,7 +242,7 @@ def train(
                 history.evaluations.append((done, evaluate()))
             if checkpoint is not None and (last or (save_every and done % save_every == 0)):
                 past = asdict(history) | {"scaler": scaler.state_dict()}
-                save_checkpoint(checkpoint, net, optimizers, run, past)
+                team.save(checkpoint, net, optimizers, run, past)
     net.eval()
     return history
 
