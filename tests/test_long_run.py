@@ -41,7 +41,6 @@ def test_the_file_says_how_it_was_made(lm):
     assert about["training"] == ROW["training"]
     assert TrainConfig(**about["training"]) == LONG_TRAINING  # what came later keeps its default
     assert about["seed"] == ROW["seed"]
-    assert about["code"] == ROW["code"]
 
 
 def test_a_paragraph_costs_what_it_cost_when_the_row_was_made(lm):

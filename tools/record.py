@@ -932,7 +932,7 @@ def long_run() -> dict[str, Any]:
     if checkpoint.exists():
         with safe_open(checkpoint, framework="pt") as file:
             first = len(json.loads(file.metadata()["history"])["losses"])
-    about = {"training": asdict(config), "seed": config.seed, "code": code_of(long_run)}
+    about = {"training": asdict(config), "seed": config.seed}
     before = sum(os.times()[:4])  # seconds of this process and of the compilers that it started
     history = train(
         net,
