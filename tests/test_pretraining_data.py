@@ -241,6 +241,16 @@ def test_deduplicate_keeps_the_first_of_near_copies_and_what_has_no_word():
     assert deduplicate([""]) == [0]
 
 
+def test_a_candidate_below_the_threshold_is_no_copy():
+    words = [f"w{i}" for i in range(200)]
+    pair = [" ".join(words), " ".join([*words[:177], *(f"x{i}" for i in range(23))])]
+    sets = [shingles(text) for text in pair]
+    assert 0.78 < jaccard(*sets) < 0.8
+    assert candidates(np.stack([minhash(s) for s in sets])) == {(0, 1)}
+    assert deduplicate(pair) == [0, 1]
+    assert deduplicate(pair, threshold=0.78) == [0]
+
+
 # ---- personal data, overlap ----
 
 

@@ -86,6 +86,8 @@ def test_intervals_hold_what_made_the_losses():
     law = fit_law(N, D, noisy)
     low, high = predict(laws, np.log(noisy / law(N, D)), 5e6, 2e7)
     assert low < TRUE(5e6, 2e7) < high < 1.03 * low
+    low, high = predict([TRUE] * 200, [-0.1, 0.1], 5e6, 2e7)  # laws that agree: what is left is the error of a run
+    assert np.allclose([low, high], TRUE(5e6, 2e7) * np.exp([-0.1, 0.1]))
     assert bootstrap_laws(N, D, noisy, n=2) == bootstrap_laws(N, D, noisy, n=2)
 
 

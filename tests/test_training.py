@@ -191,16 +191,19 @@ def test_orthogonalize_makes_singular_values_equal(shape):
 def test_muon_updates_two_shapes_as_written_by_hand():
     torch.manual_seed(0)
     params = [nn.Parameter(torch.randn(s)) for s in ((4, 4), (8, 4), (4, 4))]
-    before = [p.detach().clone() for p in params]
-    gradients = [torch.randn(p.shape) for p in params]
-    for p, g in zip(params, gradients, strict=True):
-        p.grad = g.clone()
-    Muon(params, lr=0.1, weight_decay=0.5).step()
-    for p, old, g in zip(params, before, gradients, strict=True):
-        # first step, momentum 0.95: buffer 0.05 g, Nesterov 0.05 g + 0.95 * 0.05 g, the same direction as g
-        scale = math.sqrt(max(1, p.shape[0] / p.shape[1]))
-        expected = old * (1 - 0.1 * 0.5) - 0.1 * scale * orthogonalize(g)
-        torch.testing.assert_close(p.detach(), expected, atol=1e-4, rtol=1e-4)
+    expected = [p.detach().clone() for p in params]
+    momenta = [torch.zeros_like(p) for p in expected]
+    muon = Muon(params, lr=0.1, weight_decay=0.5)
+    for _ in range(2):  # after the first step, momentum and gradient still have one direction
+        for i, p in enumerate(params):
+            p.grad = torch.randn(p.shape)
+            momenta[i] = 0.95 * momenta[i] + 0.05 * p.grad
+            nesterov = 0.95 * momenta[i] + 0.05 * p.grad
+            scale = math.sqrt(max(1, p.shape[0] / p.shape[1]))
+            expected[i] = expected[i] * (1 - 0.1 * 0.5) - 0.1 * scale * orthogonalize(nesterov)
+        muon.step()
+    for p, weights in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.detach(), weights, atol=1e-4, rtol=1e-4)
 
 
 def test_batches_are_windows_and_their_successors():
