@@ -40,7 +40,7 @@ def all_names() -> list[str]:
 
 def number(value: float) -> str:
     """Three digits, with a comma between thousands."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:

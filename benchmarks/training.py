@@ -3,7 +3,8 @@
 All three train the same network from the same weights on the same windows, at the same learning rates, with AdamW,
 clipping and float32; their losses must agree. `Trainer` logs, saves and evaluates nothing, and gets the fused AdamW
 that this book uses; the plain loop has PyTorch's AdamW as it is. Three shapes: one so small that the loop itself is
-most of a step, nanoGPT's for a CPU, and that of the book's small Transformer.
+most of a step, nanoGPT's for a CPU, and that of the book's small Transformer. The last row is what users of the library
+have in place of all this: its GPT-2, trained by its `Trainer`.
 """
 
 import tempfile
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
 from benchmarks.timing import in_turn
-from benchmarks.transformer import NANOGPT, our_gpt2, plain_loop, windows_of
+from benchmarks.transformer import NANOGPT, Logits, copy_weights, our_gpt2, plain_loop, windows_of
 from lmsurvey_code.corpus import load_corpus, texts
 from lmsurvey_code.recipes import TRANSFORMER_TRAINING, small_tokenizer, small_transformer
 from lmsurvey_code.tokenizers import CharTokenizer
@@ -134,6 +135,32 @@ def speed(
     ]
 
 
+def speed_of_both(data: torch.Tensor, vocab_size: int, config: TrainConfig) -> dict[str, str | float]:
+    """Tokens per second of our network in our loop, and of the library's GPT-2 with the same weights in its Trainer."""
+    set_seed(0)
+    peer, found = Logits(vocab_size), {}
+    start = {key: tensor.clone() for key, tensor in peer.state_dict().items()}
+
+    def ours() -> None:
+        peer.load_state_dict(start)
+        net = our_gpt2(vocab_size)
+        copy_weights(net, peer.gpt2)
+        found["ours"] = train(net, data, config).losses
+
+    def theirs() -> None:
+        peer.load_state_dict(start)
+        found["theirs"] = trainer_losses(peer, data, config)
+
+    seconds = in_turn(ours, theirs)
+    np.testing.assert_allclose(found["ours"], found["theirs"], atol=0.01)
+    own, other = (config.n_steps * config.batch_size * config.block_size / s for s in seconds)
+    return {
+        "name": "training loop and network, nanoGPT's CPU shape, float32",
+        **{"unit": "tokens/s", "ours": own, "peer": other},
+        "peer_name": f"GPT-2 and Trainer of transformers {transformers.__version__}",
+    }
+
+
 def rows() -> list[dict[str, str | float]]:
     """One row for each shape and peer."""
     train_texts = texts(load_corpus().train)
@@ -149,4 +176,5 @@ def rows() -> list[dict[str, str | float]]:
         *speed("1 layer of width 32", lambda: Transformer(tiny), data, replace(NANOGPT, **SMALL)),
         *speed("nanoGPT's CPU shape", lambda: our_gpt2(characters.vocab_size), data, nanogpt),
         *speed("the book's small Transformer", small_transformer, tokens, ours),
+        speed_of_both(data, characters.vocab_size, nanogpt),
     ]
