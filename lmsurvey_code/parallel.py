@@ -53,6 +53,17 @@ class Team(OneProcess):
         dist.all_reduce(tensor)
         return tensor.item()
 
+    def newest(self, path: str | Path) -> int:
+        """0: no checkpoint; else a number that differs where checkpoints differ."""
+        return int(Path(path).exists())
+
+    def is_saved(self, path: str | Path) -> bool:
+        """Whether there is a checkpoint to go on from. Raises OSError where the processes see different ones."""
+        newest = self.newest(path)
+        if self.size * self.sum(newest**2) != self.sum(newest) ** 2:  # the variance is 0 where all are equal
+            raise OSError(f"checkpoint: not all processes see the same {path}; allowed: a disk that all of them share")
+        return newest > 0
+
     @contextmanager
     def only_writer(self, path: str | Path) -> Iterator[None]:
         """As for one process: the first of the team holds the claim."""
@@ -85,12 +96,11 @@ class DataParallel(Team):
         """Rows of a batch (B, T), B / size of them. Raises ValueError where they do not divide."""
         if len(batch) % self.size:
             raise ValueError(f"batch_size: {len(batch)}; allowed: a multiple of the number of processes, {self.size}")
+        torch.manual_seed(torch.initial_seed() % (1 << 40) + (self.rank << 40))  # or all would drop the same numbers
         return batch.chunk(self.size)[self.rank]
 
     def backward(self, last: bool) -> AbstractContextManager:
         """Gradients stay here until the last part: one average for each step."""
-        if self.rank:  # or all would drop the same numbers
-            torch.manual_seed(torch.initial_seed() + (self.rank << 40))
         return self.averaged(last)
 
     def averaged(self, now: bool) -> AbstractContextManager:
@@ -107,7 +117,8 @@ class ShardedStates(DataParallel):
     it is used. A checkpoint is a folder to which each process writes its own part."""
 
     def place(self, net: Transformer) -> nn.Module:
-        """Replaces the weights of `net` by sharded ones. Raises ImportError where PyTorch is older than 2.6."""
+        """Replaces the weights of `net` by sharded ones. Raises ImportError where PyTorch is too old for that."""
+        from torch.distributed.checkpoint import HuggingFaceStorageWriter  # noqa: F401 (better now than at the end)
         from torch.distributed.fsdp import fully_shard
 
         mesh = dist.init_device_mesh(self.device.type, (self.size,))
@@ -122,43 +133,59 @@ class ShardedStates(DataParallel):
         self.wrapped.set_requires_gradient_sync(now)
         yield
 
-    def is_saved(self, path: str | Path) -> bool:
-        """Whether the folder holds a step that was written to its end."""
-        return bool(steps_in(path))
+    def newest(self, path: str | Path) -> int:
+        """Steps of the newest checkpoint that was written to its end. Raises ValueError where `path` is a file."""
+        if Path(path).is_file():
+            raise ValueError(f"checkpoint: {path} is a file, of another kind of run; allowed: a folder")
+        steps = steps_in(path)
+        return int(steps[-1].name.removeprefix("step-")) if steps else 0
 
     def save(self, path: str | Path, net: nn.Module, optimizers: list, run: dict, past: dict) -> None:
         """Write a folder for this step under another name, then rename it, then remove older ones.
 
         Raises:
-            OSError: it could not be written, such as on a full disk; an earlier step stays as it was.
+            FloatingPointError: a number of the network or of an optimizer is not finite.
+            OSError: it could not be written, such as on a full disk. In both cases an earlier step stays as it was.
         """
         from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter
         from torch.distributed.checkpoint import save as save_parts
 
         step = Path(path) / f"step-{len(past['losses']):08d}"
-        partial = step.with_suffix(".partial")
-        if self.rank == 0:
-            for litter in Path(path).glob("*.partial"):
-                shutil.rmtree(litter)
-            partial.mkdir(parents=True)
-        dist.barrier()
-        problem = ""
-        try:
+        partial, tensors = step.with_suffix(".partial"), tensors_of(net, optimizers)
+        broken = [name for name, tensor in tensors.items() if not local(tensor).isfinite().all()]
+        if self.sum(bool(broken)):
+            what = broken[0] if broken else "a number of another process"
+            raise FloatingPointError(f"checkpoint: {what} is no longer finite; {path} stays as it was")
+
+        def make_folder() -> None:
+            if self.rank == 0:
+                for litter in Path(path).glob("*.partial"):
+                    shutil.rmtree(litter)
+                partial.mkdir(parents=True)
+
+        def write() -> None:
+            if not partial.is_dir():
+                raise OSError("this process does not see the folder of the first one")
             writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)  # safetensors: nothing is pickled
-            save_parts(tensors_of(net, optimizers), storage_writer=writer)
+            save_parts(tensors, storage_writer=writer)
             if self.rank == 0:
                 state = {"run": run, "past": past, "net": shapes_of(net)}
                 (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        except (CheckpointException, OSError) as error:
-            problem = str(error).strip().splitlines()[-1]
-        if self.sum(bool(problem)):
-            raise OSError(
-                f"checkpoint: {step} was not written ({problem or 'another process'}); earlier ones are whole"
-            )
+
+        for work in (make_folder, write):
+            problem = ""
+            try:
+                work()
+            except (CheckpointException, OSError) as error:
+                problem = last_line(error)
+            if self.sum(bool(problem)):  # all stop where one cannot go on
+                why = problem or "another process"
+                raise OSError(f"checkpoint: {step} was not written ({why}); earlier ones are whole")
         if self.rank == 0:
             os.replace(partial, step)
             for old in steps_in(path)[:-1]:
-                shutil.rmtree(old)
+                os.replace(old, old.with_suffix(".partial"))  # a whole one's name is never on half a step
+                shutil.rmtree(old.with_suffix(".partial"), ignore_errors=True)
         dist.barrier()
 
     def load(self, path: str | Path, net: nn.Module, optimizers: list, run: dict) -> dict[str, Any]:
@@ -171,11 +198,14 @@ class ShardedStates(DataParallel):
         from torch.distributed.checkpoint import load as load_parts
 
         step, advice = steps_in(path)[-1], "delete it to start again, or name another folder"
-        state = json.loads((step / "state.json").read_text(encoding="utf-8"))
-        found = state["run"]
+        try:
+            state = json.loads((step / "state.json").read_text(encoding="utf-8"))
+            found, past, shapes = state["run"], state["past"], state["net"]
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"checkpoint: {step} is damaged ({last_line(error)}); {advice}") from error
         differ = [k for k in run["config"] if found["config"].get(k) != run["config"][k]]
         differ += ["tokens"] if found["tokens"] != run["tokens"] else []
-        differ += ["net"] if state["net"] != shapes_of(net) else []
+        differ += ["net"] if shapes != shapes_of(net) else []
         if differ:
             raise ValueError(f"checkpoint: {step} is from a run with other {', '.join(differ)}; {advice}")
         for optimizer in optimizers:  # a step with no gradient makes the states that are then read
@@ -186,8 +216,18 @@ class ShardedStates(DataParallel):
         try:
             load_parts(tensors_of(net, optimizers), storage_reader=HuggingFaceStorageReader(str(step)))
         except (CheckpointException, OSError) as error:
-            raise ValueError(f"checkpoint: {step} is damaged ({str(error).splitlines()[-1]}); {advice}") from error
-        return state["past"]
+            raise ValueError(f"checkpoint: {step} is damaged ({last_line(error)}); {advice}") from error
+        return past
+
+
+def last_line(error: BaseException) -> str:
+    """The end of a long message, which says what happened."""
+    return (str(error).strip() or repr(error)).splitlines()[-1]
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process has of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def steps_in(path: str | Path) -> list[Path]:
@@ -266,8 +306,10 @@ class TensorParallel(ModelParallel):
         """Keep this process's part of the matrices of `net`.
 
         Raises:
-            ValueError: the network has biases, or its heads or units do not divide.
+            ValueError: the network has biases or other positions, or its heads or units do not divide.
         """
+        if net.config.position in ("alibi", "relative"):  # they have a number for each head of the whole network
+            raise ValueError(f"net: position={net.config.position!r}; allowed with tensor parallelism: the others")
         shared = set(net.parameters())
         for block in net.blocks:
             attention, mlp = block.attention, block.mlp
@@ -290,7 +332,7 @@ class TensorParallel(ModelParallel):
 
 class PipelineParallel(ModelParallel):
     """Each process has a stage of the network: some of its blocks. The parts of a batch (`accumulate`) follow each
-    other through the stages; all go forward, then all go back."""
+    other through the stages; all go forward, then all go back (in the last stage each at once)."""
 
     def place(self, net: Transformer) -> nn.Module:
         """Keep this process's blocks of `net`; the first and the last process both have the embedding.

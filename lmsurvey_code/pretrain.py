@@ -23,6 +23,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,18 @@ from torch import nn
 
 from lmsurvey_code.corpus import load_corpus, texts
 from lmsurvey_code.files import whole_file
-from lmsurvey_code.parallel import TEAMS, Traffic
+from lmsurvey_code.parallel import TEAMS, Traffic, local
 from lmsurvey_code.tokenizers import ByteTokenizer
-from lmsurvey_code.training import ALLOWED, OneProcess, TrainConfig, draw_batch, join_documents, set_seed, train
+from lmsurvey_code.training import (
+    ALLOWED,
+    OneProcess,
+    TrainConfig,
+    bfloat16_is_fast,
+    draw_batch,
+    join_documents,
+    set_seed,
+    train,
+)
 from lmsurvey_code.transformer import Transformer, TransformerConfig
 
 
@@ -65,9 +75,15 @@ def arguments() -> argparse.ArgumentParser:
     add("--result", help="a file for the losses and what was measured, as JSON")
     add("--count", action="store_true", help="count the bytes that are sent in the last step")
     add("--timeout", type=float, default=600, help="seconds that a process waits for the others")
-    drill = "a process gets a signal, such as SIGKILL or SIGSTOP, at a step: to see that the others end"
-    add("--drill", metavar="RANK:STEP:SIGNAL", help=drill)
+    about = "a process gets a signal, such as SIGKILL or SIGSTOP, at a step of the first start: to see the others end"
+    add("--drill", type=drill, metavar="RANK:STEP:SIGNAL", help=about)
     return parser
+
+
+def drill(text: str) -> tuple[int, int, signal.Signals]:
+    """Rank, step and signal of "1:30:SIGKILL". Raises ValueError where it is something else."""
+    rank, step, name = text.split(":")
+    return int(rank), int(step), signal.Signals(getattr(signal, name, -1))
 
 
 def read_tokens(paths: Sequence[str] | None, block_size: int, vocab_size: int) -> np.ndarray:
@@ -78,6 +94,8 @@ def read_tokens(paths: Sequence[str] | None, block_size: int, vocab_size: int) -
         ValueError: a file is no .npy, holds too few tokens for one window, or a number that is no token.
     """
     if paths is None:
+        if vocab_size < 256:
+            raise ValueError(f"vocab_size: {vocab_size}; allowed: 256 or more, for bytes")
         return join_documents(ByteTokenizer(), texts(load_corpus().train))
     shards = []
     for path in paths:
@@ -111,10 +129,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         **{name: getattr(args, name) for name in ("weight_decay", "accumulate", "precision", "compile", "seed")},
         n_steps=args.steps,
     )
-    if args.parallel != "ddp" and (config.optimizer == "muon" or config.precision == "float16"):
+    optimizers = {"ddp": ALLOWED["optimizer"], "fsdp": ("adamw",)}.get(args.parallel, ("adamw", "sgd"))
+    if config.optimizer not in optimizers or (args.parallel != "ddp" and config.precision == "float16"):
         given = f"{config.optimizer}, {config.precision} with {args.parallel}"
-        raise ValueError(f"optimizer, precision: {given}; allowed: adamw or sgd, float32 or bfloat16 (Muon needs "
-                         "whole matrices, float16 one scale for all processes)")  # fmt: skip
+        allowed = f"{' or '.join(optimizers)}, float32 or bfloat16"
+        why = "Muon needs whole matrices, float16 one scale for all processes"
+        raise ValueError(f"optimizer, precision: {given}; allowed: {allowed} ({why})")
+    if args.count and args.checkpoint:
+        raise ValueError("count: with a checkpoint; allowed: without, or the messages of writing it would be counted")
     tokens = read_tokens(args.data, args.block_size, args.vocab_size)
     set_seed(args.seed)  # the same first weights in every process
     net = Transformer(TransformerConfig(args.vocab_size, args.block_size, args.n_layer, args.n_head, args.n_embd))
@@ -122,13 +144,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if dist.is_initialized():
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else device
         team = TEAMS[args.parallel](device)
+        if config.precision == "auto":  # it is measured, so one process may find what another does not
+            votes = team.sum(bfloat16_is_fast(device.type))
+            config = replace(config, precision="bfloat16" if votes > team.size / 2 else "float32")
     traffic, counting, seen = Traffic(), ExitStack(), []
-    drill = args.drill.split(":") if args.drill else None
+    drill = args.drill if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" else None
 
     def draw(data: torch.Tensor, config: TrainConfig, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(step)
-        if drill and drill[:2] == [str(getattr(team, "rank", 0)), str(step)]:
-            os.kill(os.getpid(), signal.Signals[drill[2]])
+        if drill and drill[:2] == (getattr(team, "rank", 0), step):
+            os.kill(os.getpid(), drill[2])
         if args.count and step == config.n_steps - 1:
             counting.enter_context(traffic)
         return draw_batch(data, config, step)
@@ -149,15 +174,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def local(p: torch.Tensor) -> torch.Tensor:
-    """What this process has of a weight."""
-    return p.to_local() if hasattr(p, "to_local") else p
-
-
 def checksum(net: nn.Module) -> int:
-    """A number that differs where a bit of the weights differs; sharded ones are put together for it."""
-    whole = (p.full_tensor() if hasattr(p, "full_tensor") else p for p in net.parameters())
-    return zlib.crc32(b"".join(p.detach().cpu().numpy().tobytes() for p in whole))
+    """A number that differs where a bit of the weights differs; sharded ones are put together for it, one at a time."""
+    value = 0
+    for p in net.parameters():
+        whole = p.full_tensor() if hasattr(p, "full_tensor") else p
+        value = zlib.crc32(whole.detach().cpu().numpy().tobytes(), value)
+    return value
 
 
 def end_with_parent() -> None:
@@ -166,6 +189,9 @@ def end_with_parent() -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
+
+
+LOST = r"(?i)gloo|nccl|timed out|connection|peer"  # in what PyTorch says when another process does not answer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -183,9 +209,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.result and rank == 0:
             with whole_file(args.result) as partial:
                 partial.write_text(json.dumps(result), encoding="utf-8")
-    except (ValueError, OSError, FloatingPointError, RuntimeError, ImportError) as error:
+    except Exception as error:  # whatever it is, the others must not wait for it
         what = str(error).replace("\n", " ")
-        if isinstance(error, RuntimeError) and dist.is_initialized():
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and re.search(LOST, what)):
             what = f"another process is gone or did not answer; start again to go on from the last checkpoint ({what})"
         print(f"process {rank}: {type(error).__name__}: {what}", file=sys.stderr, flush=True)
         os._exit(2)  # at once: to leave the team would wait for the others

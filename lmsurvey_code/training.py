@@ -201,7 +201,7 @@ def train(
             share = (part_y != -100).sum() / counted.to(device)
             if share == 0:  # the mean of nothing is not a number; but other processes may wait for this one
                 part_y = part_y.clamp(min=0)
-            with team.backward(last=i == config.accumulate - 1):
+            with team.backward(last=i == len(parts[0]) - 1):
                 loss, state = loss_of(part_x, part_y, state)
                 scaler.scale(loss * share * team.n_shares).backward()  # teams take the mean of their gradients
             total += (loss * share).item()

@@ -3,6 +3,8 @@
 Every run is real: torchrun, two or three processes, gloo. Two processes on two cores prove equality, never speed.
 """
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -41,6 +43,14 @@ def test_two_processes_have_the_losses_of_one_over_50_steps(single, teams, name)
     assert len(losses) == 50
     assert losses[-1] < 0.75 * losses[0]  # it learns
     np.testing.assert_allclose(losses, single["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "batch_size", "accumulate"), [("ddp", 8, 8), ("fsdp", 12, 4), ("pipeline", 12, 6)])
+def test_parts_that_a_share_cannot_be_cut_into_are_fewer(name, batch_size, accumulate):
+    """A process with 4 texts makes 4 parts of them, where `accumulate` says 8."""
+    settings = [*SETTINGS, "--batch-size", batch_size, "--accumulate", accumulate, "--steps", 12]
+    expected = run(arguments().parse_args([str(s) for s in settings]))["losses"]
+    np.testing.assert_allclose(launch(*settings, "--parallel", name)["losses"], expected, rtol=1e-5)
 
 
 def test_each_process_keeps_its_part_of_the_weights(single, teams):
@@ -166,6 +176,7 @@ for name in ("ddp", "fsdp"):
         (["--batch-size", 7], "ValueError: batch_size: 7; allowed: a multiple of the number of processes, 2"),
         (["--parallel", "tensor", "--n-head", 1], r"ValueError: net: \(1, 1, 192\) heads"),
         (["--parallel", "pipeline", "--n-layer", 1], "ValueError: net: .*n_layer of 2 or more"),
+        (["--data", __file__], "process 1: ValueError: data: .* is no whole .npy file"),
     ],
 )
 def test_what_does_not_divide_is_refused(settings, message):
@@ -176,14 +187,88 @@ def test_what_does_not_divide_is_refused(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("--parallel fsdp --optimizer muon", "optimizer, precision: muon, auto with fsdp; allowed: adamw or sgd"),
+        ("--parallel fsdp --optimizer sgd", "optimizer, precision: sgd, auto with fsdp; allowed: adamw, float32"),
+        ("--parallel tensor --optimizer muon", "optimizer, precision: muon, auto with tensor; allowed: adamw or sgd"),
         ("--parallel tensor --precision float16", "optimizer, precision: adamw, float16 with tensor"),
+        ("--vocab-size 90", "vocab_size: 90; allowed: 256 or more"),
+        ("--count --checkpoint x", "count: with a checkpoint; allowed: without"),
         ("--batch-size 0", "batch_size: 0; allowed: 1 or more"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         run(arguments().parse_args(settings.split()))
+
+
+@pytest.mark.parametrize("text", ["0:2", "0:2:KILL", "x:2:SIGKILL"])
+def test_a_drill_that_is_none_is_refused_before_the_run(text, capsys):
+    with pytest.raises(SystemExit):
+        arguments().parse_args(["--drill", text])
+    assert f"invalid drill value: '{text}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_processes_that_see_different_checkpoints_do_not_go_on(tmp_path, name):
+    """As with a disk of its own for each machine: only the first process has one."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(Path(pretrain.__file__).parents[1])!r})
+from lmsurvey_code import pretrain
+where = {str(tmp_path)!r} + "/disk" + (os.environ["RANK"] if "own" in sys.argv else "0")
+pretrain.main([*{[str(s) for s in SMALL]}, "--parallel", {name!r}, "--save-every", "4", "--checkpoint", where + "/run"])
+""")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    subprocess.run(torchrun, check=True, timeout=120, capture_output=True)
+    kept = sorted(path.name for path in (tmp_path / "disk0").rglob("*"))
+    done = subprocess.run([*torchrun, "own"], timeout=120, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "OSError: checkpoint: not all processes see the same" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "disk0").rglob("*")) == kept
+
+
+def test_a_step_with_a_number_that_is_not_finite_is_not_kept(tmp_path):
+    """Sharded: the weights of one process break, all stop, and the step before stays."""
+    settings = [*SMALL, "--parallel", "fsdp", "--save-every", 4, "--checkpoint", tmp_path / "run"]
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(Path(pretrain.__file__).parents[1])!r})
+from lmsurvey_code import parallel, pretrain
+before = parallel.tensors_of
+def broken(net, optimizers):
+    tensors = before(net, optimizers)
+    steps = [t for name, t in tensors.items() if name.endswith("step")]
+    if os.environ["RANK"] == "1" and steps and float(steps[0]) == 8:
+        parallel.local(next(iter(tensors.values()))).fill_(float("nan"))
+    return tensors
+parallel.tensors_of = broken
+pretrain.main({[str(s) for s in settings]})
+""")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(torchrun, timeout=120, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "FloatingPointError: checkpoint: net." in done.stderr
+    assert [folder.name for folder in parallel.steps_in(tmp_path / "run")] == ["step-00000004"]
+
+
+def test_a_file_of_another_run_is_no_folder_of_steps(tmp_path):
+    (tmp_path / "run").write_bytes(b"ddp")
+    with pytest.raises(RuntimeError, match=r"ValueError: checkpoint: .* is a file, of another kind of run"):
+        launch(*SMALL, "--parallel", "fsdp", "--checkpoint", tmp_path / "run")
+
+
+def test_torchrun_starts_again_and_the_run_goes_on(tmp_path):
+    settings = [*SMALL, "--parallel", "fsdp", "--save-every", 4, "--checkpoint", tmp_path / "run"]
+    settings += ["--drill", "1:10:SIGKILL", "--result", tmp_path / "result.json"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts", 1]
+    command = [sys.executable, "-m", *torchrun, "-m", "lmsurvey_code.pretrain", *settings]
+    # A new list of addresses for each start, or a process may find one of the start before.
+    env = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    subprocess.run([str(part) for part in command], check=True, timeout=120, capture_output=True, env=env)
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert result["first_step"] == 8
+    assert len(result["losses"]) == 16
 
 
 def test_shards_of_data(tmp_path):
