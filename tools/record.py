@@ -21,7 +21,7 @@ scaling_prediction  what the grid of `scaling` predicts for a larger run, and th
 scaling_repeated    one size, on texts of several lengths that it reads again and again (chapter Scaling laws)
 data                the small Transformer on what each step of cleaning leaves, on mixtures, in orders (chapter Data)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
-long_context        small networks that read texts longer than their window (chapter Efficient training and inference)
+long_context        the network of the long run at four times its window (chapter Efficient training and inference)
 emergence           copying, modular addition and addition, measured while small networks learn them (chapter Emergence)
 """
 
@@ -1165,144 +1165,23 @@ WIDTHS = (8, 12, 16, 24, 32, 48)
 
 # ---- long_context ----
 
-WINDOW, LONGEST = 64, 512  # bytes: read in training, and at most afterwards
 
-
-def long_speeds(method: str, scale: float, head_size: int = 64, base: float = 10_000.0) -> tuple[Any, float]:
-    """Speeds of RoPE (head_size / 2,) for a text `scale` times as long, and by how much YaRN lengthens q and k."""
-    import torch
-
-    i = torch.arange(0, head_size, 2, dtype=torch.float32)
-    speeds = base ** -(i / head_size)
-    if method == "interpolation":
-        return speeds / scale, 1.0
-    if method == "NTK-aware":
-        return (base * scale ** (head_size / (head_size - 2))) ** -(i / head_size), 1.0
-    if method.startswith("YaRN"):  # alpha = 1 and beta = 32 turns in the trained window, as for LLaMA; or fewer
-        beta = 32 if method == "YaRN" else 4
-        keep = ((WINDOW * speeds / (2 * math.pi) - 1) / (beta - 1)).clamp(0, 1)
-        return speeds * (keep + (1 - keep) / scale), 0.1 * math.log(scale) + 1
-    return speeds, 1.0
-
-
-def long_net(net: Any, length: int, method: str = "as it is") -> Any:
-    """The same weights in a network that may read `length` tokens, with the angles of RoPE that `method` sets."""
-    import torch
-
-    from lmsurvey_code.transformer import Transformer
-
-    longer = Transformer(replace(net.config, block_size=length))
-    longer.load_state_dict(net.state_dict())
-    if net.config.position == "rope" and method != "as it is":
-        speeds, factor = long_speeds(method, length / WINDOW)
-        angles = torch.arange(length, dtype=torch.float32)[:, None] * speeds
-        longer.rope = factor * torch.stack([angles.cos(), angles.sin()])
-    return longer.eval()
-
-
-def long_bits(net: Any, x: Any, mask: Any = None) -> Any:
-    """Bits of each byte after the first, (B, T), of windows x (B, T + 1)."""
-    import torch
-    from torch.nn import functional as F
-
-    with torch.no_grad():
-        logits = torch.cat([net(part[:, :-1], mask) for part in x.split(16)])
-    return F.cross_entropy(logits.transpose(1, 2), x[:, 1:], reduction="none") / math.log(2)
-
-
-def long_summary(bits: Any, baseline: Any) -> dict[str, Any]:
-    """Mean for each stretch of 64 positions; the last one minus `baseline` (B,), with 2 standard errors over texts."""
-    late = bits[:, -WINDOW:].mean(1) - baseline
-    return {
-        "bits": [round(float(part.mean()), 4) for part in bits.split(WINDOW, dim=1)],
-        "late_minus_window": round(float(late.mean()), 4),
-        "two_errors": round(float(2 * late.std() / len(late) ** 0.5), 4),
-    }
-
-
-def long_trained(position: str, seed: int, window: int = WINDOW, n_steps: int = 300) -> Any:
-    """A network trained on windows of `window` bytes, 2048 bytes a step."""
-    from lmsurvey_code.tokenizers import ByteTokenizer
-    from lmsurvey_code.training import TrainConfig, join_documents, set_seed, train
-    from lmsurvey_code.transformer import Transformer, TransformerConfig
-
-    set_seed(seed)
-    net = Transformer(TransformerConfig(256, window, n_layer=3, n_head=2, n_embd=128, position=position))
-    data = join_documents(ByteTokenizer(), texts(load_corpus().train)[-60:])
-    config = TrainConfig(n_steps, 2048 // window, window, optimizer="muon", warmup=10, seed=seed)
-    train(net, data, config)
-    return net.eval()
-
-
-def long_run_of(position: str, seed: int, n_texts: int = 48) -> Run:
-    """Train short, then read up to 8 times as far; the baseline reads each byte with exactly the last 64."""
+def stretched_run(method: str, seed: int) -> Run:
+    """The network of the long run, taught for 40 steps to read four times its window, with one set of speeds."""
 
     def run() -> dict[str, Any]:
-        import torch
+        from lmsurvey_code.long_context import adapted
 
-        from lmsurvey_code.tokenizers import ByteTokenizer
-        from lmsurvey_code.training import join_documents
-
-        net = long_trained(position, seed)
-        data = torch.from_numpy(np.asarray(join_documents(ByteTokenizer(), texts(load_corpus().valid)), dtype=np.int64))
-        starts = torch.linspace(0, len(data) - LONGEST - 1, n_texts).long()
-        x = data[starts[:, None] + torch.arange(LONGEST + 1)]  # (B, 513)
-        short = x[:, -2 * WINDOW :].unfold(1, WINDOW + 1, 1)  # (B, 64, 65): each of the last 64 bytes after 64 others
-        window = long_bits(net, short.flatten(0, 1))[:, -1].view(n_texts, WINDOW).mean(1)  # (B,)
-        row: dict[str, Any] = {"position": position, "seed": seed, "window": round(float(window.mean()), 4)}
-        if position == "learned":  # no place beyond the window
-            return row | {"read": {"as it is": {"bits": [round(float(long_bits(net, x[:, : WINDOW + 1]).mean()), 4)]}}}
-        read = {"as it is": long_summary(long_bits(long_net(net, LONGEST), x), window)}
-        i = torch.arange(LONGEST)
-        near = (i[:, None] >= i) & (i[:, None] - i < WINDOW)
-        sinks = near | ((i < 4) & (i[:, None] >= i))
-        if position != "alibi":  # its bias would be lost under a mask of ours
-            read["masked window"] = long_summary(long_bits(long_net(net, LONGEST), x, near), window)
-            read["masked window, first 4 kept"] = long_summary(long_bits(long_net(net, LONGEST), x, sinks), window)
-        if position == "rope":
-            for method in ("interpolation", "NTK-aware", "YaRN", "YaRN, 1 to 4 turns"):
-                read[method] = long_summary(long_bits(long_net(net, LONGEST, method), x), window)
-        return row | {"read": read}
-
-    return run
-
-
-def long_fine_tuned(seed: int, n_texts: int = 48) -> Run:
-    """RoPE after 300 steps at 64 bytes and 15 at 512, by each rule; and 315 steps at 512 from nothing."""
-
-    def run() -> dict[str, Any]:
-        import torch
-
-        from lmsurvey_code.tokenizers import ByteTokenizer
-        from lmsurvey_code.training import TrainConfig, join_documents, train
-
-        tokenizer, corpus = ByteTokenizer(), load_corpus()
-        data = torch.from_numpy(np.asarray(join_documents(tokenizer, texts(corpus.valid)), dtype=np.int64))
-        starts = torch.linspace(0, len(data) - LONGEST - 1, n_texts).long()
-        x = data[starts[:, None] + torch.arange(LONGEST + 1)]  # (B, 513)
-        short, bits = long_trained("rope", seed), {}
-        config = TrainConfig(15, 2048 // LONGEST, LONGEST, optimizer="muon", warmup=2, seed=seed)
-        for method in ("as it is", "interpolation", "YaRN, 1 to 4 turns"):
-            net = long_net(short, LONGEST, method)
-            train(net, join_documents(tokenizer, texts(corpus.train)[-60:]), config)
-            bits[f"{method}, 15 steps more"] = long_bits(net.eval(), x)
-        bits["from nothing, 315 steps at 512"] = long_bits(long_trained("rope", seed, LONGEST, 315), x)
-        return {
-            "position": "rope",
-            "seed": seed,
-            "bits": {name: [round(float(b.mean()), 4) for b in found.split(WINDOW, 1)] for name, found in bits.items()},
-        }
+        return adapted(method, seed=seed)
 
     return run
 
 
 def long_context() -> dict[str, Run]:
-    """Kinds of positions, with seeds; and a little training at the longer window."""
-    kinds = ("rope", "alibi", "none", "sinusoidal", "relative", "learned")
-    return {
-        **{f"{kind}, seed {seed}": long_run_of(kind, seed) for seed in range(3) for kind in kinds},
-        **{f"fine-tuned, seed {seed}": long_fine_tuned(seed) for seed in range(3)},
-    }
+    """Each set of speeds, with two seeds."""
+    from lmsurvey_code.long_context import METHODS
+
+    return {f"{method}, seed {seed}": stretched_run(method, seed) for seed in range(2) for method in METHODS}
 
 
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
