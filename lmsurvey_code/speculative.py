@@ -3,7 +3,7 @@
 Used by the chapter *Efficient training and inference*. The rule that keeps the model's distribution exact is that of
 Leviathan et al. (2023) and Chen et al. (2023): a guess x is kept with probability min(1, p(x) / q(x)), where p is the
 model's distribution and q that of the draft; in place of the first guess that is not kept, a token is drawn from what
-p has more than q. Greedy decoding is the same rule with all of p on one token. The draft `lookup` follows Saxena (2023).
+p has more than q. Greedy decoding is the same rule with all of p on one token. `lookup` follows Saxena (2023).
 
 Not here: plain decoding (`sampling.py`), many texts at a time (`llm.py`).
 """
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lmsurvey_code.language_model import LanguageModel
-from lmsurvey_code.neural import NeuralLM
+from lmsurvey_code.neural import NeuralLM, _inference
 from lmsurvey_code.sampling import apply_temperature, draw
 
 
@@ -142,7 +142,9 @@ def speculate(
     while len(text) < n_start + max_new_tokens:
         n_left = n_start + max_new_tokens - len(text)
         guesses, q = draft(text, min(n_guesses, n_left - 1), chance)
-        logits, state = model.net.step(torch.tensor([unread + model._checked(guesses)], device=model.device), state)
+        idx = torch.tensor([unread + model._checked(guesses)], device=model.device)  # (1, T)
+        with _inference(model.net):
+            logits, state = model.net.step(idx, state)
         p = _probabilities(logits[0, -len(guesses) - 1 :].float().cpu().numpy(), temperature)  # (n + 1, V)
         new = checked(p, q, guesses, chance)
         n_read += len(unread) + len(new) - 1

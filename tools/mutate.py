@@ -127,6 +127,22 @@ decoding: the start token is penalized | decoding.py | decoding
 - choose_token(normalize(logits), tokens[1:], rng
 + choose_token(normalize(logits), tokens, rng
 
+speculative: a failed guess is replaced from p | speculative.py | speculative -k way
+- rest = p[i].copy() if q is None else np.maximum(p[i] - q[i], 0)
++ rest = p[i].copy()
+
+speculative: the cache keeps rejected guesses | speculative.py | speculative -k way_together
+- state = model.net.crop(state, n_read)
++ pass
+
+speculative: the first earlier place counts | speculative.py | speculative -k lookup
+- range(len(tokens) - 1, n - 1, -1)
++ range(n, len(tokens))
+
+speculative: a draft's own temperature is not in q | speculative.py | speculative -k way_together
+- q.append(np.exp(apply_temperature(log_probs, temperature)))
++ q.append(np.exp(log_probs))
+
 LLM: many texts with the end token in them | llm.py | decoding
 - found[: found.index(end)] if end in found
 + found[: found.index(end) + 1] if end in found
