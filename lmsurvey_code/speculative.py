@@ -88,6 +88,7 @@ def checked(p: np.ndarray, q: np.ndarray | None, guesses: Sequence[int], chance:
         if not chance.happens(p[i, guess] / (1 if q is None else q[i, guess])):  # above 1: always
             rest = p[i].copy() if q is None else np.maximum(p[i] - q[i], 0)
             rest[guess] = 0
+            rest = rest if rest.any() else p[i]  # p is q but for rounding
             return [*guesses[:i], chance.draw(rest / rest.sum())]
     return [*guesses, chance.draw(p[len(guesses)])]
 

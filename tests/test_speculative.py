@@ -62,6 +62,7 @@ DRAFTS = {
     "draws": drafted_by(tiny(1), 1.0),
     "sharper draws": drafted_by(tiny(1), 0.4),
     "most likely": drafted_by(tiny(1)),
+    "the model itself": drafted_by(tiny(0), 1.0),
     "lookup": lookup,
     "none": lambda tokens, n, chance: ([], None),
 }
@@ -135,6 +136,15 @@ def test_greedy_is_plain_decoding_on_both_kinds_of_net():
             written = speculate(model, prompt, draft, max_new_tokens=8, n_guesses=3)
             assert model.tokenizer.decode(written.tokens) == expected
             assert written.n_passes + written.n_kept == 8  # each pass gives what it keeps, and one more
+
+
+def test_a_guess_that_is_as_likely_in_both_but_for_rounding():
+    class Unlucky(Chance):
+        def happens(self, probability):
+            return False
+
+    p = np.array([[0.25, 0.75, 0.0], [1.0, 0.0, 0.0]])
+    assert checked(p, p[:1] * (1 + 1e-16), [1], Unlucky()) in ([0], [1])
 
 
 def test_its_own_draft_is_never_rejected():

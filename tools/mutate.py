@@ -139,9 +139,9 @@ speculative: the first earlier place counts | speculative.py | speculative -k lo
 - range(len(tokens) - 1, n - 1, -1)
 + range(n, len(tokens))
 
-speculative: a draft's own temperature is not in q | speculative.py | speculative -k way_together
-- q.append(np.exp(apply_temperature(log_probs, temperature)))
-+ q.append(np.exp(log_probs))
+speculative: the draft draws from another q | speculative.py | speculative -k way_together
+- guesses.append(chance.draw(q[-1]))
++ guesses.append(chance.draw(np.exp(log_probs)))
 
 LLM: many texts with the end token in them | llm.py | decoding
 - found[: found.index(end)] if end in found
