@@ -113,7 +113,7 @@ def adapted(method: str, n_steps: int = ADAPTING.n_steps, seed: int = 0) -> dict
 
     def quarters() -> list[float]:
         net.eval()
-        by_position = bits_by_position(net, windows).mean(0)  # (T,)
+        by_position = bits_by_position(net, windows).mean(0, dtype=np.float64)  # (T,)
         net.train()
         return by_position.reshape(4, -1).mean(1).round(4).tolist()
 

@@ -127,6 +127,22 @@ decoding: the start token is penalized | decoding.py | decoding
 - choose_token(normalize(logits), tokens[1:], rng
 + choose_token(normalize(logits), tokens, rng
 
+speculative: a failed guess is replaced from p | speculative.py | speculative -k way
+- rest = p[i].copy() if q is None else np.maximum(p[i] - q[i], 0)
++ rest = p[i].copy()
+
+speculative: the cache keeps rejected guesses | speculative.py | speculative -k way_together
+- state = model.net.crop(state, n_read)
++ pass
+
+speculative: the first earlier place counts | speculative.py | speculative -k lookup
+- range(len(tokens) - 1, n - 1, -1)
++ range(n, len(tokens))
+
+speculative: the draft draws from another q | speculative.py | speculative -k way_together
+- guesses.append(chance.draw(q[-1]))
++ guesses.append(chance.draw(np.exp(log_probs)))
+
 LLM: many texts with the end token in them | llm.py | decoding
 - found[: found.index(end)] if end in found
 + found[: found.index(end) + 1] if end in found
@@ -401,6 +417,14 @@ parallel: a message is counted by its smallest tensor | parallel.py | parallel -
 pretrain: a shard with a token too high | pretrain.py | parallel -k shards
 - or shard.max() >= vocab_size:
 + or shard.max() > vocab_size:
+
+long context: YaRN keeps the slow pairs | long_context.py | long_context
+- kept * speeds + (1 - kept) * speeds / scale
++ (1 - kept) * speeds + kept * speeds / scale
+
+long context: a window of one more | long_context.py | long_context
+- (i[:, None] - i < window)
++ (i[:, None] - i <= window)
 
 endpoint: Retry-After ignored | hosted.py | endpoint
 - 2.0**i if seconds is None else seconds
