@@ -163,16 +163,18 @@ class ShardedStates(DataParallel):
                     shutil.rmtree(litter)
                 partial.mkdir(parents=True)
 
-        def write() -> None:
+        def see_folder() -> None:
             if not partial.is_dir():
                 raise OSError("this process does not see the folder of the first one")
+
+        def write() -> None:
             writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)  # safetensors: nothing is pickled
             save_parts(tensors, storage_writer=writer)
             if self.rank == 0:
                 state = {"run": run, "past": past, "net": shapes_of(net)}
                 (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
-        for work in (make_folder, write):
+        for work in (make_folder, see_folder, write):
             problem = ""
             try:
                 work()

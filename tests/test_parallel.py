@@ -227,6 +227,22 @@ pretrain.main([*{[str(s) for s in SMALL]}, "--parallel", {name!r}, "--save-every
     assert sorted(path.name for path in (tmp_path / "disk0").rglob("*")) == kept
 
 
+def test_sharded_states_on_two_disks_are_not_written(tmp_path):
+    """The first save finds out, and no process waits for another."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(Path(pretrain.__file__).parents[1])!r})
+from lmsurvey_code import pretrain
+where = {str(tmp_path)!r} + "/disk" + os.environ["RANK"] + "/run"
+pretrain.main([*{[str(s) for s in SMALL]}, "--parallel", "fsdp", "--save-every", "4", "--checkpoint", where])
+""")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(torchrun, timeout=120, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "this process does not see the folder of the first one" in done.stderr
+
+
 def test_a_step_with_a_number_that_is_not_finite_is_not_kept(tmp_path):
     """Sharded: the weights of one process break, all stop, and the step before stays."""
     settings = [*SMALL, "--parallel", "fsdp", "--save-every", 4, "--checkpoint", tmp_path / "run"]
