@@ -4,6 +4,8 @@
     torchrun --nproc-per-node 2 -m lmsurvey_code.pretrain --steps 50 --parallel fsdp --checkpoint run
     torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m lmsurvey_code.pretrain ...
 
+(Before the last one: export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or a restart may find addresses of the start before.)
+
 Used by the chapter *Many machines*, whose `launch` is here too. GPUs talk over NCCL, CPUs over gloo. Started again with
 the same `--checkpoint`, it goes on where that ends. `--help` lists all settings.
 

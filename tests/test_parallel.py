@@ -207,21 +207,23 @@ def test_a_drill_that_is_none_is_refused_before_the_run(text, capsys):
     assert f"invalid drill value: '{text}'" in capsys.readouterr().err
 
 
+def two_processes(tmp_path: Path, body: str) -> subprocess.CompletedProcess:
+    """What torchrun's two processes say and return, when each runs `body`, after these imports."""
+    script = tmp_path / "script.py"
+    imports = "import os, sys\nsys.path.insert(0, {!r})\nfrom lmsurvey_code import parallel, pretrain\n"
+    script.write_text(imports.format(str(Path(pretrain.__file__).parents[1])) + body)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    return subprocess.run(torchrun, timeout=120, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_processes_that_see_different_checkpoints_do_not_go_on(tmp_path, name):
     """As with a disk of its own for each machine: only the first process has one."""
-    script = tmp_path / "script.py"
-    script.write_text(f"""
-import os, sys
-sys.path.insert(0, {str(Path(pretrain.__file__).parents[1])!r})
-from lmsurvey_code import pretrain
-where = {str(tmp_path)!r} + "/disk" + (os.environ["RANK"] if "own" in sys.argv else "0")
-pretrain.main([*{[str(s) for s in SMALL]}, "--parallel", {name!r}, "--save-every", "4", "--checkpoint", where + "/run"])
-""")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    subprocess.run(torchrun, check=True, timeout=120, capture_output=True)
+    settings = [*SMALL, "--parallel", name, "--save-every", 4, "--checkpoint"]
+    launch(*settings, tmp_path / "disk0" / "run")
     kept = sorted(path.name for path in (tmp_path / "disk0").rglob("*"))
-    done = subprocess.run([*torchrun, "own"], timeout=120, capture_output=True, text=True, check=False)
+    own = f"{str(tmp_path)!r} + '/disk' + os.environ['RANK'] + '/run'"
+    done = two_processes(tmp_path, f"pretrain.main([*{[str(s) for s in settings]}, {own}])")
     assert done.returncode
     assert "OSError: checkpoint: not all processes see the same" in done.stderr
     assert sorted(path.name for path in (tmp_path / "disk0").rglob("*")) == kept
@@ -229,16 +231,9 @@ pretrain.main([*{[str(s) for s in SMALL]}, "--parallel", {name!r}, "--save-every
 
 def test_sharded_states_on_two_disks_are_not_written(tmp_path):
     """The first save finds out, and no process waits for another."""
-    script = tmp_path / "script.py"
-    script.write_text(f"""
-import os, sys
-sys.path.insert(0, {str(Path(pretrain.__file__).parents[1])!r})
-from lmsurvey_code import pretrain
-where = {str(tmp_path)!r} + "/disk" + os.environ["RANK"] + "/run"
-pretrain.main([*{[str(s) for s in SMALL]}, "--parallel", "fsdp", "--save-every", "4", "--checkpoint", where])
-""")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(torchrun, timeout=120, capture_output=True, text=True, check=False)
+    settings = [*SMALL, "--parallel", "fsdp", "--save-every", 4, "--checkpoint"]
+    own = f"{str(tmp_path)!r} + '/disk' + os.environ['RANK'] + '/run'"
+    done = two_processes(tmp_path, f"pretrain.main([*{[str(s) for s in settings]}, {own}])")
     assert done.returncode
     assert "this process does not see the folder of the first one" in done.stderr
 
@@ -246,11 +241,7 @@ pretrain.main([*{[str(s) for s in SMALL]}, "--parallel", "fsdp", "--save-every",
 def test_a_step_with_a_number_that_is_not_finite_is_not_kept(tmp_path):
     """Sharded: the weights of one process break, all stop, and the step before stays."""
     settings = [*SMALL, "--parallel", "fsdp", "--save-every", 4, "--checkpoint", tmp_path / "run"]
-    script = tmp_path / "script.py"
-    script.write_text(f"""
-import os, sys
-sys.path.insert(0, {str(Path(pretrain.__file__).parents[1])!r})
-from lmsurvey_code import parallel, pretrain
+    body = f"""
 before = parallel.tensors_of
 def broken(net, optimizers):
     tensors = before(net, optimizers)
@@ -260,9 +251,8 @@ def broken(net, optimizers):
     return tensors
 parallel.tensors_of = broken
 pretrain.main({[str(s) for s in settings]})
-""")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(torchrun, timeout=120, capture_output=True, text=True, check=False)
+"""
+    done = two_processes(tmp_path, body)
     assert done.returncode
     assert "FloatingPointError: checkpoint: net." in done.stderr
     assert [folder.name for folder in parallel.steps_in(tmp_path / "run")] == ["step-00000004"]
