@@ -52,6 +52,20 @@ def wrong(kind: str, right) -> list[tuple[str, str]]:
     return [(r["input"], r["output"]) for r in BY_KIND[kind] if not right(r["input"], r["output"])]
 
 
+SMALL = """one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+eighteen nineteen"""
+VALUE = {word: n for n, word in enumerate(re.findall(r"\w+", SMALL), 1)}
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+VALUE |= {word: 10 * n for n, word in enumerate(re.findall(r"\w+", TENS), 2)}
+
+
+def number_in_words(text: str) -> int:
+    total = 0
+    for word in re.split("[ -]", text):
+        total = total * 100 if word == "hundred" else total + VALUE[word]
+    return total
+
+
 # ---- form ----
 
 
@@ -197,6 +211,19 @@ def test_arithmetic():
             assert int(row["output"]) > 0
 
 
+def test_stories_come_out_as_one_operation_on_their_numbers():
+    def right(text: str, answer: str) -> bool:
+        known = VALUE | {"half": 2, "twice": 2}
+        found = [
+            known.get(word.lower()) or int(word)
+            for word in re.findall(r"\d+|\w+", text)
+            if word.isdigit() or word.lower() in known
+        ]
+        return any(int(answer) in (a + b, a - b, a * b, a / b) for a, b in itertools.permutations(found, 2))
+
+    assert not wrong("arithmetic/story", right)
+
+
 def test_counts_of_things():
     assert not wrong("count/items", lambda text, n: text.count(",") + 1 == int(n))
     assert not wrong("count/letters", lambda text, n: len(re.findall("[a-z]", text)) == int(n))
@@ -231,16 +258,7 @@ def test_conversions():
         return int(answer) == sum(-a if a < b else a for a, b in zip(values, [*values[1:], 0], strict=True))
 
     def numeral(text: str, answer: str) -> bool:
-        small = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        small += "seventeen eighteen nineteen"
-        value = {word: n for n, word in enumerate(small.split(" "), 1)}
-        value |= {
-            word: 10 * n for n, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)
-        }
-        total = 0
-        for word in re.split("[ -]", text):
-            total = total * 100 if word == "hundred" else total + value[word]
-        return total == int(answer)
+        return number_in_words(text) == int(answer)
 
     for name, right in {"units": unit, "clock": clock, "roman": roman, "numerals": numeral}.items():
         assert not wrong(f"convert/{name}", right)
@@ -330,6 +348,29 @@ def test_plurals_and_comparatives_follow_the_rule_or_are_known_exceptions():
     assert not wrong("words/plural", lambda word, answer: word in irregular or plural(word) == answer)
     assert not wrong("words/comparative", lambda word, answer: word in {"good", "bad"} or comparative(word) == answer)
     assert not wrong("words/agent", lambda word, answer: re.search("(er|or)$", answer) and answer[:3] == word[:3])
+
+
+def test_nouns_and_explanations_name_what_they_are_about():
+    endings = "(ness|th|ty|ce|cy|dom|ry|er|e|st)$"
+    assert not wrong(
+        "words/noun", lambda word, answer: re.search(endings, answer) and answer[:2] in (word[:2], "le", "be")
+    )
+
+    def names_both(text: str, answer: str) -> bool:
+        return all(part.split()[-1][:3] in answer.lower() for part in text.split(" and "))
+
+    assert not wrong("explain/difference", names_both)
+    assert not wrong("explain/word", lambda word, answer: word.split(" (")[0].removeprefix("to ") in answer.lower())
+
+
+def test_the_future_is_told_with_will_or_going_to():
+    future = re.compile(r"\b(will|is going to)\b")
+    present = re.compile(r"\b(is|are|am|likes|sells|works|knows|live|speaks)\b")
+
+    def right(text: str, answer: str) -> bool:
+        return answer == ("future" if future.search(text) else "present" if present.search(text) else "past")
+
+    assert not wrong("classify/tense", right)
 
 
 def test_corrections_change_only_what_they_should():
