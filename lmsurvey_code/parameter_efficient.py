@@ -8,7 +8,8 @@ the new ones alone. LoRA with the same seed has the same weights as peft's.
     tune(tuned, items, config)
 
 Not here: the loop (`training.py`), the data (`adaptation.py`), a base of few bits (`gptq.py`).
-Shapes: B texts, T tokens, S tokens to look at, C = n_embd, V = vocab_size, n new tokens, nk = n_kv_head, hs = head_size.
+Shapes: B texts, T tokens, S tokens to look at, C = n_embd, V = vocab_size, n new tokens, nk = n_kv_head,
+hs = head_size.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +49,7 @@ def learned(net: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _freeze(net: Transformer, name: str, size: int) -> None:
-    """No weight of `net` learns from now on. Raises ValueError where it cannot be changed, or nothing would be added."""
+    """No weight of `net` learns from now on. Raises ValueError where it cannot be changed, or nothing is added."""
     if not isinstance(net, Transformer) or isinstance(net, NumpyStepTransformer):
         raise ValueError(f"net: {type(net).__name__}; allowed: a plain Transformer, such as `adapted` makes")
     if size < 1:
@@ -60,7 +61,7 @@ def _freeze(net: Transformer, name: str, size: int) -> None:
 
 
 class LoRALinear(nn.Module):
-    """base(x) + alpha / rank B A x (Hu et al. 2021): A (rank, in) is random and B (out, rank) zero, so it starts as base.
+    """base(x) + alpha / rank B A x (Hu et al. 2021): A (rank, in) is random, B (out, rank) zero, so it starts as base.
 
     `base` may be any layer with `in_features` and `out_features`, such as one of 4-bit weights.
     """

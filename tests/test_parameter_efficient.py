@@ -137,7 +137,7 @@ def test_adapted_models_share_the_weights_and_know_their_own():
     model = NeuralLM(make_net(), ByteTokenizer(), 64)
     tuned = {name: adapted(model, add) for name, add in ADD.items()}
     before, idx = model.next_log_probs([1, 2]), torch.tensor([[0, 1, 2]])
-    for name, other in tuned.items():
+    for other in tuned.values():
         assert other.net.logits.__func__ is Transformer.logits
         assert other.net.blocks[0].norm_1.weight.data_ptr() == model.net.blocks[0].norm_1.weight.data_ptr()
         taught(other.net)
@@ -168,7 +168,7 @@ def test_bad_settings(net, add, message):
 def test_other_networks_are_refused():
     with pytest.raises(ValueError, match="net: Linear; allowed: a plain Transformer"):
         add_lora(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="model: .* runs in transformers"):
+    with pytest.raises(ValueError, match=r"model: .* runs in transformers"):
         adapted(NeuralLM(torch.nn.Linear(2, 2), ByteTokenizer(), 8), add_lora)
 
 

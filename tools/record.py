@@ -22,6 +22,7 @@ scaling_repeated    one size, on texts of several lengths that it reads again an
 data                the small Transformer on what each step of cleaning leaves, on mixtures, in orders (chapter Data)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
 long_context        the network of the long run at four times its window (chapter Efficient training and inference)
+quantization        the long run's network and the LLM with 8 to 2 bits a weight (chapter Parameter-efficient tuning)
 emergence           copying, modular addition and addition, measured while small networks learn them (chapter Emergence)
 """
 
@@ -1184,6 +1185,58 @@ def long_context() -> dict[str, Run]:
     return {f"{method}, seed {seed}": stretched_run(method, seed) for seed in range(2) for method in METHODS}
 
 
+# ---- quantization ----
+
+
+def few_bits(model_name: str, method: str, bits: int, group: int | None) -> Run:
+    """The network of the long run, or the packaged LLM, with the matrices of its blocks in few bits.
+
+    The long run's is scored on the texts of valid, the LLM on the first 20,000 characters of the last one.
+    """
+
+    def run() -> dict[str, Any]:
+        import torch
+
+        from lmsurvey_code.gptq import in_few_bits
+        from lmsurvey_code.neural import NeuralLM
+        from lmsurvey_code.recipes import long_run
+        from lmsurvey_code.training import join_documents
+
+        model = long_run() if model_name == "long run" else packaged()
+        length, corpus = (256 if model_name == "long run" else 512), load_corpus()
+        tokens = join_documents(model.tokenizer, texts(corpus.train[-20:]), model.start_token)
+        windows = torch.as_tensor(tokens[: 32 * length]).view(32, length)
+        start = time.perf_counter()
+        matrices = [w for name, w in model.net.state_dict().items() if name.startswith("blocks.") and w.ndim == 2]
+        n_weights, net, n_bits = sum(w.numel() for w in matrices), model.net, 32 * sum(w.numel() for w in matrices)
+        if method != "float32":
+            net, found = in_few_bits(model.net, windows, method, bits, group)
+            n_bits = sum(matrix.n_bits for matrix in found.values())
+        fit_seconds = time.perf_counter() - start
+        lm = NeuralLM(net, model.tokenizer, model.block_size, model.start_token)
+        valid = texts(corpus.valid) if model_name == "long run" else [corpus.valid[-1].text[:20_000]]
+        return {
+            **{"model": model_name, "method": method, "bits": bits, "group": group, "n_weights": n_weights},
+            **{"bits_per_weight": round(n_bits / n_weights, 3), "fit_seconds": round(fit_seconds, 1)},
+            "valid": round(score_documents(lm, valid).bits_per_byte, 4),
+        }
+
+    return run
+
+
+def quantization() -> dict[str, Run]:
+    """Both methods at several sizes, and each network as it is."""
+    long = [(8, None), *((bits, group) for bits in (4, 3, 2) for group in (None, 64))]
+    sizes = {"long run": long, "LLM": [(8, None), (4, None), (4, 32), (3, 64), (2, 32)]}
+    runs = {}
+    for model_name, settings in sizes.items():
+        runs[f"{model_name}, float32"] = few_bits(model_name, "float32", 32, None)
+        for method in ("round to nearest", "GPTQ"):
+            for bits, group in settings:
+                runs[f"{model_name}, {method}, {bits} bits, group {group}"] = few_bits(model_name, method, bits, group)
+    return runs
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -1217,6 +1270,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "fine_tuning": fine_tuning_runs,
     "emergence": emergence,
     "long_context": long_context,
+    "quantization": quantization,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
         "newest 10%, dropout 0.1, weight decay 0.1": trial(0.1, 0.1, weight_decay=0.1),
