@@ -26,7 +26,7 @@ class Quantized:
     """A matrix as small integers."""
 
     q: torch.Tensor  # (out, in) uint8
-    scale: torch.Tensor  # (out, n_groups) float32; 16 bits would do: see `grid_of`
+    scale: torch.Tensor  # (out, n_groups) float32, where float16 would do: see `grid_of`
     zero: torch.Tensor  # (out, n_groups) float32: the q that stands for 0, an integer
     bits: int
 
@@ -49,7 +49,7 @@ def grid_of(w: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     if bits not in BITS:
         raise ValueError(f"bits: {bits}; allowed: {BITS[0]} to {BITS[-1]}")
     low, high = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)  # (...)
-    scale = ((high - low) / (2**bits - 1)).half().float().clamp(min=1e-7)
+    scale = ((high - low) / (2**bits - 1)).clamp(min=6e-8).half().float()  # float16 has nothing between 6e-8 and 0
     return scale, (-low / scale).round()
 
 
@@ -234,17 +234,31 @@ class FourBitLinear(nn.Module):
         self.out_features, self.in_features = matrix.q.shape
         self.bias = None
         self.register_buffer("packed", matrix.q[:, ::2] | matrix.q[:, 1::2] << 4)  # (out, in / 2)
-        self.register_buffer("scale", matrix.scale)
-        self.register_buffer("zero", matrix.zero)
+        self.register_buffer("scale", matrix.scale.half())  # (out, n_groups)
+        self.register_buffer("zero", matrix.zero.to(torch.uint8))
 
     @property
     def weight(self) -> torch.Tensor:
         """The matrix in float32, (out, in)."""
         q = torch.stack([self.packed & 15, self.packed >> 4], dim=2).flatten(1)
-        return Quantized(q, self.scale, self.zero, 4).weights()
+        return Quantized(q, self.scale.float(), self.zero, 4).weights()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> (..., out)."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return _FourBitProduct.apply(x, self)
+
+
+@torch.no_grad()
+def four_bit_layers(net: Transformer, group: int = 64) -> None:
+    """Put 4-bit layers, rounded to nearest, in place of all linear layers in the blocks: what QLoRA stands on.
+
+    QLoRA itself rounds to values that are spaced as a normal distribution is (Dettmers et al. 2023).
+
+    Raises:
+        ValueError: `group` does not divide a row.
+    """
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, nn.Linear) and name.startswith("blocks."):
+            net.set_submodule(name, FourBitLinear(round_to_nearest(layer.weight, 4, group)))

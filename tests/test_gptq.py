@@ -2,7 +2,7 @@
 
 import copy
 import json
-from functools import cache, partial
+from functools import cache
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lmsurvey_code.gptq import (
     FourBitLinear,
+    four_bit_layers,
     gptq,
     grid_of,
     in_few_bits,
@@ -190,8 +191,9 @@ def test_four_bit_layer_and_its_gradient(w, dtype):
 
 def test_lora_on_four_bits_learns():
     net = make_net()
-    for name, matrix in quantize_blocks(net, windows(0), partial(gptq, bits=4, group=16)).items():
-        net.set_submodule(name, FourBitLinear(matrix))
+    n_before = sum(p.nbytes for p in net.blocks.parameters())
+    four_bit_layers(net, 16)
+    assert sum(t.nbytes for t in [*net.blocks.parameters(), *net.blocks.buffers()]) < 0.2 * n_before
     add_lora(net, 4)
     frozen = {name: tensor.clone() for name, tensor in net.named_buffers()}
     tokens = torch.arange(64).repeat(20).numpy()

@@ -22,6 +22,7 @@ scaling_repeated    one size, on texts of several lengths that it reads again an
 data                the small Transformer on what each step of cleaning leaves, on mixtures, in orders (chapter Data)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
 long_context        the network of the long run at four times its window (chapter Efficient training and inference)
+parameter_efficient ways to tune few weights, on the same instructions (chapter Parameter-efficient tuning)
 quantization        the long run's network and the LLM with 8 to 2 bits a weight (chapter Parameter-efficient tuning)
 emergence           copying, modular addition and addition, measured while small networks learn them (chapter Emergence)
 """
@@ -1185,6 +1186,103 @@ def long_context() -> dict[str, Run]:
     return {f"{method}, seed {seed}": stretched_run(method, seed) for seed in range(2) for method in METHODS}
 
 
+# ---- parameter_efficient ----
+
+HINT = "Answer the question. Write only the answer, in as few words as possible, and nothing else."
+TUNED = {  # learning rates that were tried, of which the best on unseen tasks has the full row
+    "nothing": (0.0,),
+    "all weights": (1e-4, 3e-4),
+    "LoRA, rank 8, queries and values": (4e-3, 1e-2),
+    "LoRA, rank 32, all layers": (6e-4, 2e-3),
+    "LoRA, rank 32, all layers, on 4 bits": (2e-3,),
+    "adapters, width 16": (2e-3, 6e-3),
+    "prefix, 20 tokens": (1e-2, 5e-2),
+    "prompt, 20 tokens": (0.1, 0.3),
+}
+
+
+def make_tuned(method: str) -> Any:
+    """The packaged LLM with the weights that a method teaches, before it learns."""
+    import torch
+
+    from lmsurvey_code import parameter_efficient as few
+    from lmsurvey_code.adaptation import trainable_copy
+    from lmsurvey_code.gptq import four_bit_layers
+
+    hint = packaged().tokenizer.encode(HINT)
+
+    def on_four_bits(net: Any) -> None:
+        four_bit_layers(net, 64)
+        few.add_lora(net, 32, layers=few.LAYERS)
+
+    add = {
+        "nothing": lambda net: net.requires_grad_(False),
+        "LoRA, rank 8, queries and values": lambda net: few.add_lora(net, 8),
+        "LoRA, rank 32, all layers": lambda net: few.add_lora(net, 32, layers=few.LAYERS),
+        "LoRA, rank 32, all layers, on 4 bits": on_four_bits,
+        "adapters, width 16": lambda net: few.add_adapters(net, 16),
+        "prefix, 20 tokens": lambda net: few.add_prefix(net, hint),
+        "prompt, 20 tokens": lambda net: few.add_prompt(net, hint),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return trainable_copy(packaged()) if method == "all weights" else few.adapted(packaged(), add[method])
+
+
+def tuning(method: str, learning_rate: float, n_steps: int, whole: bool = False) -> Run:
+    """The packaged LLM after `n_steps` on the instructions, two rows of 512 tokens in each, on one thread or more.
+
+    `peak_bytes`: what the weights take, and the most that training needs beside them. `step_seconds` is processor time.
+    Where `whole`, also which of every third pair of "test" it answers right, and what a text costs it now.
+    """
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.adaptation import answer_loss, answers, is_right, splits, tune
+        from lmsurvey_code.memory import LiveBytes
+        from lmsurvey_code.parameter_efficient import learned
+        from lmsurvey_code.training import TrainConfig
+
+        parts, model = splits(), make_tuned(method)
+        held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_of(model.net)}
+        row = {"method": method, "learning_rate": learning_rate, "n_steps": n_steps, "seed": 0}
+        row |= {"n_learned": sum(p.numel() for p in learned(model.net).values()), "weight_bytes": sum(held.values())}
+        if n_steps:
+            start = time.process_time()
+            with LiveBytes() as live:
+                config = TrainConfig(n_steps, 2, 1, learning_rate, warmup=min(4, n_steps // 4))
+                losses = tune(model, parts["train"], config).losses
+            row["step_seconds"] = round((time.process_time() - start) / n_steps, 2)
+            row |= {"losses": [round(loss, 4) for loss in losses], "peak_bytes": row["weight_bytes"] + live.peak}
+        row["items_loss"] = round(answer_loss(model, parts["items"]), 4)
+        row["tasks_loss"] = round(answer_loss(model, parts["tasks"]), 4)
+        if whole:
+            asked = parts["test"][::3]
+            row["right"] = [int(is_right(item, text)) for item, text in zip(asked, answers(model, asked), strict=True)]
+            text = load_corpus().valid[-1].text[:10_000]
+            row["valid"] = round(score(model, text).bits_per_byte, 4)
+        return row
+
+    return run
+
+
+def tensors_of(net: Any) -> list[Any]:
+    """All parameters and buffers of a network."""
+    return [*net.parameters(), *net.buffers()]
+
+
+def parameter_efficient() -> dict[str, Run]:
+    """Short runs to choose the learning rates by, one pass with the best, and two that a chapter repeats."""
+    runs, best = {}, {"all weights": 1, "LoRA, rank 32, all layers": 1}
+    for method, rates in TUNED.items():
+        for rate in rates if len(rates) > 1 else ():
+            runs[f"{method}, 12 steps, {rate:g}"] = tuning(method, rate, 12)
+        n_steps = 0 if method == "nothing" else 36
+        runs[method] = tuning(method, rates[best.get(method, 0)], n_steps, whole=True)
+    for method in ("LoRA, rank 8, queries and values", "prompt, 20 tokens"):
+        runs[f"{method}, 3 steps"] = tuning(method, TUNED[method][0], 3)
+    return runs
+
+
 # ---- quantization ----
 
 
@@ -1270,6 +1368,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "fine_tuning": fine_tuning_runs,
     "emergence": emergence,
     "long_context": long_context,
+    "parameter_efficient": parameter_efficient,
     "quantization": quantization,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
