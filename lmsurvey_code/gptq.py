@@ -189,10 +189,13 @@ def in_few_bits(
         raise ValueError(f"method: {method!r}; allowed: 'round to nearest', 'GPTQ'")
     small = Transformer.from_weights(net.config, {name: w.detach().clone() for name, w in net.state_dict().items()})
 
-    def quantize(w: torch.Tensor, hessian: torch.Tensor) -> Quantized:
-        return gptq(w, hessian, bits, group) if method == "GPTQ" else round_to_nearest(w, bits, group)
-
-    return small, quantize_blocks(small, windows, quantize)
+    if method == "GPTQ":
+        return small, quantize_blocks(small, windows, lambda w, hessian: gptq(w, hessian, bits, group))
+    layers = {name: m for name, m in small.named_modules() if isinstance(m, nn.Linear) and name.startswith("blocks.")}
+    found = {name: round_to_nearest(layer.weight, bits, group) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.weight.data.copy_(found[name].weights())
+    return small, found
 
 
 def _adder(hessians: dict[str, torch.Tensor], name: str) -> Callable:

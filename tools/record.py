@@ -1197,7 +1197,7 @@ TUNED = {  # learning rates that were tried, of which the best on unseen tasks h
     "LoRA, rank 32, all layers, on 4 bits": (2e-3,),
     "adapters, width 16": (2e-3, 6e-3),
     "prefix, 20 tokens": (1e-2, 5e-2),
-    "prompt, 20 tokens": (0.1, 0.3),
+    "prompt, 20 tokens": (0.03, 0.1),
 }
 
 
@@ -1237,9 +1237,9 @@ def tuning(method: str, learning_rate: float, n_steps: int, whole: bool = False)
     """
 
     def run() -> dict[str, Any]:
-        from lmsurvey_code.adaptation import answer_loss, answers, is_right, splits, tune
+        from lmsurvey_code.adaptation import answer_loss, answers, is_right, splits
         from lmsurvey_code.memory import LiveBytes
-        from lmsurvey_code.parameter_efficient import learned
+        from lmsurvey_code.parameter_efficient import learned, tune_lean
         from lmsurvey_code.training import TrainConfig
 
         parts, model = splits(), make_tuned(method)
@@ -1250,7 +1250,7 @@ def tuning(method: str, learning_rate: float, n_steps: int, whole: bool = False)
             start = time.process_time()
             with LiveBytes() as live:
                 config = TrainConfig(n_steps, 2, 1, learning_rate, warmup=min(4, n_steps // 4))
-                losses = tune(model, parts["train"], config).losses
+                losses = tune_lean(model, parts["train"], config).losses
             row["step_seconds"] = round((time.process_time() - start) / n_steps, 2)
             row |= {"losses": [round(loss, 4) for loss in losses], "peak_bytes": row["weight_bytes"] + live.peak}
         row["items_loss"] = round(answer_loss(model, parts["items"]), 4)
@@ -1303,7 +1303,8 @@ def few_bits(model_name: str, method: str, bits: int, group: int | None) -> Run:
         model = long_run() if model_name == "long run" else packaged()
         length, corpus = (256 if model_name == "long run" else 512), load_corpus()
         tokens = join_documents(model.tokenizer, texts(corpus.train[-20:]), model.start_token)
-        windows = torch.as_tensor(tokens[: 32 * length]).view(32, length)
+        n = 32 if model_name == "long run" else 8
+        windows = torch.as_tensor(tokens[: n * length]).view(n, length)
         start = time.perf_counter()
         matrices = [w for name, w in model.net.state_dict().items() if name.startswith("blocks.") and w.ndim == 2]
         n_weights, net, n_bits = sum(w.numel() for w in matrices), model.net, 32 * sum(w.numel() for w in matrices)
@@ -1325,7 +1326,7 @@ def few_bits(model_name: str, method: str, bits: int, group: int | None) -> Run:
 def quantization() -> dict[str, Run]:
     """Both methods at several sizes, and each network as it is."""
     long = [(8, None), *((bits, group) for bits in (4, 3, 2) for group in (None, 64))]
-    sizes = {"long run": long, "LLM": [(8, None), (4, None), (4, 32), (3, 64), (2, 32)]}
+    sizes = {"long run": long, "LLM": [(4, None), (4, 32), (3, 64), (2, 32)]}
     runs = {}
     for model_name, settings in sizes.items():
         runs[f"{model_name}, float32"] = few_bits(model_name, "float32", 32, None)
