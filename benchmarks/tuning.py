@@ -28,15 +28,14 @@ def ours(model: LLM) -> list[float]:
 
 
 def rows_of(model: LLM) -> list[dict[str, torch.Tensor]]:
-    """The rows of all steps as transformers wants them: `labels` are not yet moved by one token."""
+    """The rows of all steps as transformers wants them: it moves `labels` by one token, so rows are longer by one."""
     items = splits()["train"]
     x, y = pack([example(model, item.question, item.output) for item in items], 512, model.start_token)
     draw, rows = in_passes(x, y), []
     for step in range(N_STEPS):
         for tokens, targets in zip(*draw(torch.arange(len(x) + 1), CONFIG, step), strict=True):
-            assert targets[-1] == IGNORED  # else one target more counts with us
-            labels = torch.cat([torch.tensor([IGNORED]), targets[:-1]])
-            rows.append({"input_ids": tokens.tolist(), "labels": labels.tolist()})
+            longer = [*tokens.tolist(), model.start_token]
+            rows.append({"input_ids": longer, "labels": [IGNORED, *targets.tolist()]})
     return rows
 
 
