@@ -1272,7 +1272,8 @@ def tensors_of(net: Any) -> list[Any]:
 
 def parameter_efficient() -> dict[str, Run]:
     """Short runs to choose the learning rates by, one pass with the best, and two that a chapter repeats."""
-    runs, best = {}, {"all weights": 1, "LoRA, rank 32, all layers": 1}
+    runs = {}
+    best = {"LoRA, rank 8, queries and values": 1, "LoRA, rank 32, all layers": 1, "prefix, 20 tokens": 1}
     for method, rates in TUNED.items():
         for rate in rates if len(rates) > 1 else ():
             runs[f"{method}, 12 steps, {rate:g}"] = tuning(method, rate, 12)
