@@ -96,7 +96,12 @@ def rows() -> list[dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
     model, found, peaks = open_llm("smollm2-135m", quiet=True), {}, {}
-    hf = AutoModelForCausalLM.from_pretrained(SMOLLM2.folder(), gguf_file=GGUF_FILE, dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(SMOLLM2.folder(), gguf_file=GGUF_FILE, dtype=torch.float32)
+    if hasattr(read.config, "quantization_config"):
+        del read.config.quantization_config  # what is read from a GGUF file does not train, though it is in float32
+    hf = type(read)(read.config)
+    hf.load_state_dict(read.state_dict())
+    del read
     tokenizer, batches = model.tokenizer.hf, rows_of(model)
     tokenizer.pad_token = tokenizer.eos_token
     calls = {"ours": lambda: ours(model), "theirs": lambda: theirs(hf, tokenizer, batches, model.start_token)}
