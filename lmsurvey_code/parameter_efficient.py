@@ -13,13 +13,17 @@ hs = head_size.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 from lmsurvey_code.adaptation import IGNORED, Instruction, example, in_passes, own_example_mask, pack
+from lmsurvey_code.files import whole_file
 from lmsurvey_code.llm import LLM
 from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.numpy_step import NumpyStepTransformer
@@ -28,6 +32,7 @@ from lmsurvey_code.training import History, TrainConfig, train
 from lmsurvey_code.transformer import Attention, KeyValues, Transformer
 
 LAYERS = ("query", "key", "value", "out", "gate", "up", "down")  # the linear layers of a block
+TUNED = Path(__file__).parent / "data" / "instructions_lora.safetensors"
 
 
 def adapted(model: NeuralLM, add: Callable[[Transformer], Any]) -> NeuralLM:
@@ -48,6 +53,37 @@ def adapted(model: NeuralLM, add: Callable[[Transformer], Any]) -> NeuralLM:
 def learned(net: nn.Module) -> dict[str, torch.Tensor]:
     """What training changes, by name: all that has to be stored for a task."""
     return {name: p.detach() for name, p in net.named_parameters() if p.requires_grad}
+
+
+def save_learned(net: nn.Module, path: str | Path) -> None:
+    """Write what training changes, as safetensors."""
+    with whole_file(path) as partial:
+        save_file({name: p.cpu().contiguous() for name, p in learned(net).items()}, partial)
+
+
+@torch.no_grad()
+def load_learned(net: nn.Module, path: str | Path = TUNED) -> None:
+    """Put what `save_learned` wrote into a network that learns the same weights; default: the book's own LoRA.
+
+    That one is of rank 8 on queries and values of the packaged LLM, after one pass over the instructions (`make results
+    NAME=parameter_efficient`).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds other weights than those that `net` learns.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: {path} is missing; allowed: a file of `save_learned`")
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"path: {path} is damaged ({error}); allowed: a file of `save_learned`") from error
+    own = learned(net)
+    if {name: p.shape for name, p in found.items()} != {name: p.shape for name, p in own.items()}:
+        n = len(found.keys() ^ own.keys())
+        raise ValueError(f"path: {path}, of which {n} names differ, or shapes; allowed: the weights that net learns")
+    for name, p in own.items():
+        p.copy_(found[name])
 
 
 def _freeze(net: Transformer, name: str, size: int) -> None:

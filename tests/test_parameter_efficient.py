@@ -19,7 +19,9 @@ from lmsurvey_code.parameter_efficient import (
     add_prefix,
     add_prompt,
     learned,
+    load_learned,
     merge_lora,
+    save_learned,
     tune_lean,
 )
 from lmsurvey_code.tokenizers import ByteTokenizer
@@ -150,6 +152,37 @@ def test_adapted_models_share_the_weights_and_know_their_own():
     model._last = None
     np.testing.assert_array_equal(model.next_log_probs([1, 2]), before)
     assert all(p.requires_grad for p in model.net.parameters())
+
+
+@pytest.mark.parametrize("name", ADD)
+def test_what_was_learned_comes_back_from_a_file(tmp_path, idx, name):
+    net, other, path = make_net(), make_net(), tmp_path / "learned.safetensors"
+    for each in (net, other):
+        ADD[name](each)
+    taught(net)
+    save_learned(net, path)
+    assert path.stat().st_size < 1.1 * sum(p.nbytes for p in learned(net).values()) + 3000
+    with torch.no_grad():
+        assert not torch.allclose(other(idx), net(idx), atol=1e-3)
+        load_learned(other, path)
+        assert torch.equal(other(idx), net(idx))
+
+
+def test_files_that_do_not_fit(net, tmp_path):
+    ADD["lora"](net)
+    with pytest.raises(FileNotFoundError, match=r"path: .* is missing"):
+        load_learned(net, tmp_path / "none")
+    (tmp_path / "damaged").write_bytes(b"no safetensors")
+    with pytest.raises(ValueError, match="damaged is damaged"):
+        load_learned(net, tmp_path / "damaged")
+    save_learned(net, tmp_path / "rank_4")
+    other = make_net()
+    add_lora(other, rank=2, layers=("query", "value", "down"))
+    with pytest.raises(ValueError, match="allowed: the weights that net learns"):
+        load_learned(other, tmp_path / "rank_4")
+    add_adapters(fresh := make_net())
+    with pytest.raises(ValueError, match=r"of which .* names differ"):
+        load_learned(fresh, tmp_path / "rank_4")
 
 
 @pytest.mark.parametrize(

@@ -1189,7 +1189,7 @@ def long_context() -> dict[str, Run]:
 # ---- parameter_efficient ----
 
 HINT = "Answer the question. Write only the answer, in as few words as possible, and nothing else."
-TUNED = {  # learning rates that were tried, of which the best on unseen tasks has the full row
+RATES = {  # learning rates that were tried, of which the best on unseen tasks has the full row
     "nothing": (0.0,),
     "all weights": (1e-4, 3e-4),
     "LoRA, rank 8, queries and values": (4e-3, 1e-2),
@@ -1239,7 +1239,7 @@ def tuning(method: str, learning_rate: float, n_steps: int, whole: bool = False)
     def run() -> dict[str, Any]:
         from lmsurvey_code.adaptation import answer_loss, answers, is_right, splits
         from lmsurvey_code.memory import LiveBytes
-        from lmsurvey_code.parameter_efficient import learned, tune_lean
+        from lmsurvey_code.parameter_efficient import TUNED, learned, save_learned, tune_lean
         from lmsurvey_code.training import TrainConfig
 
         parts, model = splits(), make_tuned(method)
@@ -1255,6 +1255,8 @@ def tuning(method: str, learning_rate: float, n_steps: int, whole: bool = False)
             row |= {"losses": [round(loss, 4) for loss in losses], "peak_bytes": row["weight_bytes"] + live.peak}
         row["items_loss"] = round(answer_loss(model, parts["items"]), 4)
         row["tasks_loss"] = round(answer_loss(model, parts["tasks"]), 4)
+        if whole and method == "LoRA, rank 8, queries and values":
+            save_learned(model.net, TUNED)  # which a chapter opens
         if whole:
             asked = parts["test"][::3]
             row["right"] = [int(is_right(item, text)) for item, text in zip(asked, answers(model, asked), strict=True)]
@@ -1274,13 +1276,13 @@ def parameter_efficient() -> dict[str, Run]:
     """Short runs to choose the learning rates by, one pass with the best, and two that a chapter repeats."""
     runs = {}
     best = {"LoRA, rank 8, queries and values": 1, "LoRA, rank 32, all layers": 1, "prefix, 20 tokens": 1}
-    for method, rates in TUNED.items():
+    for method, rates in RATES.items():
         for rate in rates if len(rates) > 1 else ():
             runs[f"{method}, 12 steps, {rate:g}"] = tuning(method, rate, 12)
         n_steps = 0 if method == "nothing" else 36
         runs[method] = tuning(method, rates[best.get(method, 0)], n_steps, whole=True)
     for method in ("LoRA, rank 8, queries and values", "prompt, 20 tokens"):
-        runs[f"{method}, 3 steps"] = tuning(method, TUNED[method][0], 3)
+        runs[f"{method}, 3 steps"] = tuning(method, RATES[method][0], 3)
     return runs
 
 
