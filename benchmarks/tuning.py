@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from benchmarks.timing import in_turn
-from lmsurvey_code.adaptation import IGNORED, example, in_passes, own_example_mask, pack, splits
+from lmsurvey_code.adaptation import IGNORED, example, in_passes, own_example_mask, pack, splits, tune
 from lmsurvey_code.llm import GGUF_FILE, LLM, SMOLLM2, open_llm
 from lmsurvey_code.memory import LiveBytes
-from lmsurvey_code.parameter_efficient import adapted, add_lora, tune_lean
+from lmsurvey_code.parameter_efficient import adapted, add_lora
 from lmsurvey_code.training import TrainConfig, bfloat16_is_fast, set_seed
 
 N_STEPS, RATE = 4, 4e-3
@@ -24,7 +24,7 @@ CONFIG = TrainConfig(N_STEPS, 2, 1, RATE, warmup=0, decay=0.0)
 def ours(model: LLM) -> list[float]:
     """Losses of our loop."""
     set_seed(0)
-    return tune_lean(adapted(model, add_lora), splits()["train"], CONFIG).losses
+    return tune(adapted(model, add_lora), splits()["train"], CONFIG).losses
 
 
 def rows_of(model: LLM) -> list[dict[str, torch.Tensor]]:
@@ -33,9 +33,12 @@ def rows_of(model: LLM) -> list[dict[str, torch.Tensor]]:
     x, y = pack([example(model, item.question, item.output) for item in items], 512, model.start_token)
     draw, rows = in_passes(x, y), []
     for step in range(N_STEPS):
-        for tokens, targets in zip(*draw(torch.arange(len(x) + 1), CONFIG, step), strict=True):
-            longer = [*tokens.tolist(), model.start_token]
-            rows.append({"input_ids": longer, "labels": [IGNORED, *targets.tolist()]})
+        stacked, found = draw(torch.arange(len(x) + 1), CONFIG, step)  # (B, 2, T), (1, N)
+        tokens, counted = stacked.unbind(1)
+        targets = torch.full_like(tokens, IGNORED)
+        targets[counted.bool()] = found[0]
+        for row, labels in zip(tokens.tolist(), targets.tolist(), strict=True):
+            rows.append({"input_ids": [*row, model.start_token], "labels": [IGNORED, *labels]})
     return rows
 
 

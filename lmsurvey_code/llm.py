@@ -367,6 +367,8 @@ def write_many(
                 new = [choose(row, tokens[i] + written[i]) for row, i in rows]
                 for i, token in zip(batch, new, strict=True):
                     written[i].append(token)
+                if all(model.end_token in written[i] for i in batch):
+                    break
                 idx = torch.tensor(new)[:, None]  # (B, 1)
     end = model.end_token
     return [found[: found.index(end)] if end in found else found for found in written]

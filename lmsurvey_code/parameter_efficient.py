@@ -5,7 +5,7 @@ place: its weights stop learning, and new ones are added that do. `train` then g
 the new ones alone. LoRA with the same seed has the same weights as peft's.
 
     tuned = adapted(model, partial(add_lora, rank=8))  # shares the weights of `model`
-    tune_lean(tuned, items, config)
+    tune(tuned, items, config)
 
 Not here: the loop (`training.py`), the data (`adaptation.py`), a base of few bits (`gptq.py`).
 Shapes: B texts, T tokens, S tokens to look at, C = n_embd, V = vocab_size, n new tokens, nk = n_kv_head,
@@ -22,13 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from lmsurvey_code.adaptation import IGNORED, Instruction, example, in_passes, own_example_mask, pack
 from lmsurvey_code.files import whole_file
 from lmsurvey_code.llm import LLM
 from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.numpy_step import NumpyStepTransformer
 from lmsurvey_code.positions import rotate
-from lmsurvey_code.training import History, TrainConfig, train
 from lmsurvey_code.transformer import Attention, KeyValues, Transformer
 
 LAYERS = ("query", "key", "value", "out", "gate", "up", "down")  # the linear layers of a block
@@ -326,44 +324,3 @@ def add_prompt(net: Transformer, tokens: Sequence[int]) -> None:
     vectors = net.embedding.weight[torch.tensor(list(tokens), device=net.embedding.weight.device)]  # (n, C)
     net.embedding = ExtendedEmbedding(net.embedding, vectors.detach().clone())
     net.__class__ = PromptTransformer  # the same layers, with another way through them
-
-
-# ---- training in less memory ----
-
-
-class AnswersNet(nn.Module):
-    """Packed rows and which of their places count, (B, 2, T) -> logits (1, N, V) of the N places that count, alone.
-
-    With a large vocabulary, the logits of all places take more memory than anything else.
-    """
-
-    def __init__(self, net: Transformer, start_token: int = 0) -> None:
-        super().__init__()
-        self.net, self.start_token = net, start_token
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, 2, T) -> logits (1, N, V), row after row."""
-        rows, counted = x.unbind(1)  # (B, T) each
-        hidden = self.net.hidden(rows, own_example_mask(rows, self.start_token))  # (B, T, C)
-        return self.net.logits(hidden[counted.bool()])[None]
-
-
-def tune_lean(model: NeuralLM, items: Sequence[Instruction], config: TrainConfig, block_size: int = 512) -> History:
-    """`tune`, with the same losses, in less memory and time: only the places that count get logits.
-
-    Raises:
-        ValueError: as `tune`, or `config.accumulate` is not 1.
-    """
-    if config.accumulate != 1:
-        raise ValueError(f"accumulate: {config.accumulate}; allowed: 1, as the places that count are one row")
-    x, y = pack([example(model, item.question, item.output) for item in items], block_size, model.start_token)
-    rows_of = in_passes(x, y)
-
-    def draw(data: torch.Tensor, config: TrainConfig, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows with their places (B, 2, T), and the targets that count (1, N)."""
-        rows, targets = rows_of(data, config, step)
-        counted = targets != IGNORED
-        return torch.stack([rows, counted.long()], dim=1), targets[counted][None]
-
-    net = AnswersNet(model.net, model.start_token)
-    return train(net, range(len(x) + 1), config, draw=draw, device=model.device)

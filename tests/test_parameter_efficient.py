@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lmsurvey_code.adaptation import Instruction, tune
-from lmsurvey_code.memory import LiveBytes
 from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.parameter_efficient import (
     LoRALinear,
@@ -22,7 +20,6 @@ from lmsurvey_code.parameter_efficient import (
     load_learned,
     merge_lora,
     save_learned,
-    tune_lean,
 )
 from lmsurvey_code.tokenizers import ByteTokenizer
 from lmsurvey_code.training import TrainConfig, set_seed, train
@@ -276,29 +273,3 @@ def test_lora_is_pefts(idx, layers):
         merged = peft.merge_and_unload()
         merge_lora(ours)
         torch.testing.assert_close(ours(idx), merged(idx), atol=1e-4, rtol=1e-4)
-
-
-# ---- training in less memory ----
-
-
-@pytest.mark.parametrize("name", ADD)
-def test_lean_tuning_is_tuning_in_less_memory(name):
-    items = [Instruction("write/x", "rule", f"Say {i}.", "", f"It is {i * 7}.", "exact") for i in range(12)]
-    model = NeuralLM(make_net(block_size=256), ByteTokenizer(), 256)
-    config = TrainConfig(4, 2, 1, 0.01, precision="float32", warmup=1)
-    losses, peaks = [], []
-    for fit in (partial(tune, block_size=64), partial(tune_lean, block_size=64)):
-        set_seed(0)
-        tuned = adapted(model, ADD[name])
-        with LiveBytes() as live:
-            losses.append(fit(tuned, items, config).losses)
-        peaks.append(live.peak)
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    assert losses[0][0] != pytest.approx(losses[0][-1], abs=1e-3)
-    assert peaks[1] < 0.9 * peaks[0]
-
-
-def test_lean_tuning_takes_a_batch_as_one():
-    model = adapted(NeuralLM(make_net(), ByteTokenizer(), 64), add_lora)
-    with pytest.raises(ValueError, match="accumulate: 2; allowed: 1"):
-        tune_lean(model, [], TrainConfig(4, 2, 1, accumulate=2))

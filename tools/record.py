@@ -24,6 +24,7 @@ fine_tuning         from nothing against pre-trained, by number of labels (chapt
 long_context        the network of the long run at four times its window (chapter Efficient training and inference)
 parameter_efficient ways to tune few weights, on the same instructions (chapter Parameter-efficient tuning)
 quantization        the long run's network and the LLM with 8 to 2 bits a weight (chapter Parameter-efficient tuning)
+instruction_tuning  the packaged LLM, tuned on instructions in several ways (chapter Instruction tuning)
 emergence           copying, modular addition and addition, measured while small networks learn them (chapter Emergence)
 """
 
@@ -1189,12 +1190,12 @@ def long_context() -> dict[str, Run]:
 # ---- parameter_efficient ----
 
 HINT = "Answer the question. Write only the answer, in as few words as possible, and nothing else."
-RATES = {  # learning rates that were tried, of which the best on unseen tasks has the full row
+RATES = {  # learning rates that were tried
     "nothing": (0.0,),
     "all weights": (1e-4, 3e-4),
     "LoRA, rank 8, queries and values": (4e-3, 1e-2),
     "LoRA, rank 32, all layers": (6e-4, 2e-3),
-    "LoRA, rank 32, all layers, on 4 bits": (2e-3,),
+    "LoRA, rank 32, all layers, on 4 bits": (6e-4,),
     "adapters, width 16": (2e-3, 6e-3),
     "prefix, 20 tokens": (1e-2, 5e-2),
     "prompt, 20 tokens": (0.03, 0.1),
@@ -1237,9 +1238,9 @@ def tuning(method: str, learning_rate: float, n_steps: int, whole: bool = False)
     """
 
     def run() -> dict[str, Any]:
-        from lmsurvey_code.adaptation import answer_loss, answers, is_right, splits
+        from lmsurvey_code.adaptation import answer_loss, answers, is_right, splits, tune
         from lmsurvey_code.memory import LiveBytes
-        from lmsurvey_code.parameter_efficient import TUNED, learned, save_learned, tune_lean
+        from lmsurvey_code.parameter_efficient import TUNED, learned, save_learned
         from lmsurvey_code.training import TrainConfig
 
         parts, model = splits(), make_tuned(method)
@@ -1250,18 +1251,73 @@ def tuning(method: str, learning_rate: float, n_steps: int, whole: bool = False)
             start = time.process_time()
             with LiveBytes() as live:
                 config = TrainConfig(n_steps, 2, 1, learning_rate, warmup=min(4, n_steps // 4))
-                losses = tune_lean(model, parts["train"], config).losses
+                losses = tune(model, parts["train"], config).losses
             row["step_seconds"] = round((time.process_time() - start) / n_steps, 2)
             row |= {"losses": [round(loss, 4) for loss in losses], "peak_bytes": row["weight_bytes"] + live.peak}
         row["items_loss"] = round(answer_loss(model, parts["items"]), 4)
         row["tasks_loss"] = round(answer_loss(model, parts["tasks"]), 4)
-        if whole and method == "LoRA, rank 8, queries and values":
+        if whole and (method, learning_rate) == ("LoRA, rank 8, queries and values", 4e-3):
             save_learned(model.net, TUNED)  # which a chapter opens
         if whole:
             asked = parts["test"][::3]
             row["right"] = [int(is_right(item, text)) for item, text in zip(asked, answers(model, asked), strict=True)]
             text = load_corpus().valid[-1].text[:10_000]
             row["valid"] = round(score(model, text).bits_per_byte, 4)
+
+
+# ---- instruction_tuning ----
+
+TUNING_STEPS = 36  # of two rows of 512 tokens: one pass over the pairs
+TUNING_RATE = 1e-4  # of those tried, the best on tasks that no training sees
+FEW = 116  # pairs of the cluster "arithmetic" to learn from
+
+
+def instructed(
+    data: str = "all",
+    learning_rate: float = TUNING_RATE,
+    n_steps: int = TUNING_STEPS,
+    *,
+    seed: int = 0,
+    on_answer: bool = True,
+    every: int = 0,
+) -> Run:
+    """The packaged LLM after `n_steps` of two rows of 512 tokens, followed on unseen pairs and unseen tasks.
+
+    `data`: "all", "few" (FEW pairs of all tasks), "one cluster" (as many, of arithmetic), or "exchanged" (each answer
+    is that of another pair of its task). Where `every` is above 0, also what it writes to every such pair of "test".
+    """
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.adaptation import answer_loss, answers, splits, trainable_copy, tune
+        from lmsurvey_code.training import TrainConfig
+
+        parts = splits()
+        items = list(parts["train"])
+        if data == "exchanged":
+            kinds = {item.kind: [other.output for other in items if other.kind == item.kind] for item in items}
+            items = [replace(item, output=kinds[item.kind].pop()) for item in items]
+        if data == "one cluster":
+            items = [item for item in items if item.cluster == "arithmetic"]
+        if data in ("few", "one cluster"):
+            items = items[:FEW]
+        model, followed = trainable_copy(packaged()) if n_steps else packaged(), []
+
+        def follow() -> float:
+            costs = [answer_loss(model, part) for part in (parts["items"], parts["tasks"][::3])]
+            followed.append([round(cost, 4) for cost in costs])
+            return costs[1]
+
+        row = {"data": data, "learning_rate": learning_rate, "n_steps": n_steps, "seed": seed, "on_answer": on_answer}
+        if n_steps:
+            config = TrainConfig(n_steps, 2, 1, learning_rate, warmup=min(4, n_steps // 4), eval_every=6, seed=seed)
+            history = tune(model, items, config, on_answer=on_answer, evaluate=follow)
+            row["losses"] = [round(loss, 4) for loss in history.losses]
+        else:
+            follow()
+        row |= {"n_pairs": len(items), "followed": followed}
+        if every:
+            row["answers"] = answers(model, parts["test"][::every])
+            row |= kept(model)
         return row
 
     return run
@@ -1273,14 +1329,18 @@ def tensors_of(net: Any) -> list[Any]:
 
 
 def parameter_efficient() -> dict[str, Run]:
-    """Short runs to choose the learning rates by, one pass with the best, and two that a chapter repeats."""
+    """Short runs to compare learning rates, one pass with each method, and two short ones that a chapter repeats.
+
+    LoRA has a pass with each rate: those that did better after 12 steps did worse after a pass, on unseen tasks.
+    """
     runs = {}
-    best = {"LoRA, rank 8, queries and values": 1, "LoRA, rank 32, all layers": 1, "prefix, 20 tokens": 1}
     for method, rates in RATES.items():
         for rate in rates if len(rates) > 1 else ():
             runs[f"{method}, 12 steps, {rate:g}"] = tuning(method, rate, 12)
         n_steps = 0 if method == "nothing" else 36
-        runs[method] = tuning(method, rates[best.get(method, 0)], n_steps, whole=True)
+        runs[method] = tuning(method, rates[method.startswith("prefix")], n_steps, whole=True)
+        if method.startswith("LoRA") and len(rates) > 1:
+            runs[f"{method}, higher rate"] = tuning(method, rates[1], n_steps, whole=True)
     for method in ("LoRA, rank 8, queries and values", "prompt, 20 tokens"):
         runs[f"{method}, 3 steps"] = tuning(method, RATES[method][0], 3)
     return runs
@@ -1339,6 +1399,35 @@ def quantization() -> dict[str, Run]:
     return runs
 
 
+def kept(model: Any) -> dict[str, Any]:
+    """What a tuned LLM may have lost: bits per byte on the end of valid, and which sentence comes next, 100 times."""
+    from lmsurvey_code.evaluation import next_sentence_choices
+    from lmsurvey_code.language_model import continuation_log_prob
+
+    text, right = load_corpus().valid[-1].text[:10_000], []
+    for choice in next_sentence_choices(load_corpus().valid)[:100]:
+        costs = [continuation_log_prob(model, choice.context, option) for option in choice.options]
+        right.append(int(np.argmax(costs) == choice.answer))
+    return {"valid": round(score(model, text).bits_per_byte, 4), "next_sentence": right}
+
+
+def instruction_tuning() -> dict[str, Run]:
+    """Learning rates first; then the chosen one with other pairs, losses, seeds and lengths; two runs to repeat."""
+    rates = {f"learning rate {rate:g}": instructed(learning_rate=rate) for rate in (1e-5, 3e-5, 3e-4)}
+    return rates | {
+        "untuned": instructed(n_steps=0, every=1),
+        "tuned": instructed(every=1),
+        "tuned, seed 1": instructed(seed=1, every=2),
+        "questions too": instructed(on_answer=False, every=2),
+        "few": instructed("few", every=2),
+        "one cluster": instructed("one cluster", every=2),
+        "exchanged": instructed("exchanged", every=2),
+        "three passes": instructed(n_steps=3 * TUNING_STEPS, every=2),
+        "3 steps": instructed(n_steps=3),
+        "3 steps, questions too": instructed(n_steps=3, on_answer=False),
+    }
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -1374,6 +1463,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "long_context": long_context,
     "parameter_efficient": parameter_efficient,
     "quantization": quantization,
+    "instruction_tuning": instruction_tuning,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
         "newest 10%, dropout 0.1, weight decay 0.1": trial(0.1, 0.1, weight_decay=0.1),
