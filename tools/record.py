@@ -1191,7 +1191,6 @@ def long_context() -> dict[str, Run]:
 
 HINT = "Answer the question. Write only the answer, in as few words as possible, and nothing else."
 RATES = {  # learning rates that were tried
-    "nothing": (0.0,),
     "all weights": (1e-4, 3e-4),
     "LoRA, rank 8, queries and values": (4e-3, 1e-2),
     "LoRA, rank 32, all layers": (6e-4, 2e-3),
@@ -1200,6 +1199,14 @@ RATES = {  # learning rates that were tried
     "prefix, 20 tokens": (1e-2, 5e-2),
     "prompt, 20 tokens": (0.03, 0.1),
 }
+PASSES = (
+    ("all weights", 1e-4),
+    ("LoRA, rank 8, queries and values", 4e-3),
+    ("LoRA, rank 8, queries and values", 1e-2),
+    ("LoRA, rank 32, all layers", 2e-3),
+    ("adapters, width 16", 2e-3),
+    ("prefix, 20 tokens", 5e-2),
+)
 
 
 def make_tuned(method: str) -> Any:
@@ -1329,18 +1336,13 @@ def tensors_of(net: Any) -> list[Any]:
 
 
 def parameter_efficient() -> dict[str, Run]:
-    """Short runs to compare learning rates, one pass with each method, and two short ones that a chapter repeats.
-
-    LoRA has a pass with each rate: those that did better after 12 steps did worse after a pass, on unseen tasks.
-    """
-    runs = {}
+    """Short runs of each method with its rates, some with one pass, and two shorter ones that a chapter repeats."""
+    runs = {"nothing": tuning("nothing", 0.0, 0, whole=True)}
     for method, rates in RATES.items():
-        for rate in rates if len(rates) > 1 else ():
+        for rate in rates:
             runs[f"{method}, 12 steps, {rate:g}"] = tuning(method, rate, 12)
-        n_steps = 0 if method == "nothing" else 36
-        runs[method] = tuning(method, rates[method.startswith("prefix")], n_steps, whole=True)
-        if method.startswith("LoRA") and len(rates) > 1:
-            runs[f"{method}, higher rate"] = tuning(method, rates[1], n_steps, whole=True)
+    for method, rate in PASSES:
+        runs[f"{method}, one pass, {rate:g}"] = tuning(method, rate, 36, whole=True)
     for method in ("LoRA, rank 8, queries and values", "prompt, 20 tokens"):
         runs[f"{method}, 3 steps"] = tuning(method, RATES[method][0], 3)
     return runs
