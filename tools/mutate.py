@@ -414,6 +414,26 @@ parallel: a message is counted by its smallest tensor | parallel.py | parallel -
 - += max(t.nbytes for t in tensors)
 + += min(t.nbytes for t in tensors)
 
+adaptation: a packed example sees the others | adaptation.py | adaptation -k sees_only_itself
+- return same.tril()[:, None]
++ return torch.ones_like(same).tril()[:, None]
+
+adaptation: the end of an answer is not learned | adaptation.py | adaptation -k targets
+- getattr(model, "end_token", model.start_token)]
++ model.start_token + 1]
+
+adaptation: unseen tasks are trained on | adaptation.py | adaptation -k splits
+- "tasks": ("count", "words"),
++ "tasks": ("count",),
+
+adaptation: an answer with more around it is right | adaptation.py | adaptation -k alone
+- return found == right
++ return right in found
+
+adaptation: the LLM itself learns | adaptation.py | adaptation -k learns
+- tensor.detach().float().clone()
++ tensor.detach().float()
+
 pretrain: a shard with a token too high | pretrain.py | parallel -k shards
 - or shard.max() >= vocab_size:
 + or shard.max() > vocab_size:
