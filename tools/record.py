@@ -1237,7 +1237,7 @@ def make_tuned(method: str) -> Any:
         return trainable_copy(packaged()) if method == "all weights" else few.adapted(packaged(), add[method])
 
 
-def tuning(method: str, learning_rate: float, n_steps: int, whole: bool = False) -> Run:
+def few_weights(method: str, learning_rate: float, n_steps: int, whole: bool = False) -> Run:
     """The packaged LLM after `n_steps` on the instructions, two rows of 512 tokens in each, on one thread or more.
 
     `peak_bytes`: what the weights take, and the most that training needs beside them. `step_seconds` is processor time.
@@ -1337,14 +1337,14 @@ def tensors_of(net: Any) -> list[Any]:
 
 def parameter_efficient() -> dict[str, Run]:
     """Short runs of each method with its rates, some with one pass, and two shorter ones that a chapter repeats."""
-    runs = {"nothing": tuning("nothing", 0.0, 0, whole=True)}
+    runs = {"nothing": few_weights("nothing", 0.0, 0, whole=True)}
     for method, rates in RATES.items():
         for rate in rates:
-            runs[f"{method}, 12 steps, {rate:g}"] = tuning(method, rate, 12)
+            runs[f"{method}, 12 steps, {rate:g}"] = few_weights(method, rate, 12)
     for method, rate in PASSES:
-        runs[f"{method}, one pass, {rate:g}"] = tuning(method, rate, 36, whole=True)
+        runs[f"{method}, one pass, {rate:g}"] = few_weights(method, rate, 36, whole=True)
     for method in ("LoRA, rank 8, queries and values", "prompt, 20 tokens"):
-        runs[f"{method}, 3 steps"] = tuning(method, RATES[method][0], 3)
+        runs[f"{method}, 3 steps"] = few_weights(method, RATES[method][0], 3)
     return runs
 
 
