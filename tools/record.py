@@ -1187,6 +1187,95 @@ def long_context() -> dict[str, Run]:
     return {f"{method}, seed {seed}": stretched_run(method, seed) for seed in range(2) for method in METHODS}
 
 
+# ---- instruction_tuning ----
+
+TUNING_STEPS = 36  # of two rows of 512 tokens: one pass over the pairs
+TUNING_RATE = 3e-5  # of those tried, the best on tasks that no training sees
+FEW = 116  # pairs of the cluster "arithmetic" to learn from
+
+
+def instructed(
+    data: str = "all",
+    learning_rate: float = TUNING_RATE,
+    n_steps: int = TUNING_STEPS,
+    *,
+    seed: int = 0,
+    on_answer: bool = True,
+    every: int = 0,
+) -> Run:
+    """The packaged LLM after `n_steps` of two rows of 512 tokens, followed on unseen pairs and unseen tasks.
+
+    `data`: "all", "few" (FEW pairs of all tasks), "one cluster" (as many, of arithmetic), or "exchanged" (each answer
+    is that of another pair of its task). Where `every` is above 0, also what it writes to every such pair of "test".
+    """
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.adaptation import answer_loss, answers, splits, trainable_copy, tune
+        from lmsurvey_code.training import TrainConfig
+
+        parts = splits()
+        items = list(parts["train"])
+        if data == "exchanged":
+            kinds = {item.kind: [other.output for other in items if other.kind == item.kind] for item in items}
+            items = [replace(item, output=kinds[item.kind].pop()) for item in items]
+        if data == "one cluster":
+            items = [item for item in items if item.cluster == "arithmetic"]
+        if data in ("few", "one cluster"):
+            items = items[:FEW]
+        model, followed = trainable_copy(packaged()) if n_steps else packaged(), []
+
+        def follow() -> float:
+            costs = [answer_loss(model, part) for part in (parts["items"], parts["tasks"][::3])]
+            followed.append([round(cost, 4) for cost in costs])
+            return costs[1]
+
+        row = {"data": data, "learning_rate": learning_rate, "n_steps": n_steps, "seed": seed, "on_answer": on_answer}
+        if n_steps:
+            config = TrainConfig(
+                n_steps, 2, 1, learning_rate, warmup=min(4, n_steps // 4), eval_every=n_steps // 3, seed=seed
+            )
+            history = tune(model, items, config, on_answer=on_answer, evaluate=follow)
+            row["losses"] = [round(loss, 4) for loss in history.losses]
+        else:
+            follow()
+        row |= {"n_pairs": len(items), "followed": followed}
+        if every:
+            row["answers"] = answers(model, parts["test"][::every])
+            row |= kept(model)
+        return row
+
+    return run
+
+
+def kept(model: Any) -> dict[str, Any]:
+    """What a tuned LLM may have lost: bits per byte on the end of valid, and which sentence comes next, 100 times."""
+    from lmsurvey_code.evaluation import next_sentence_choices
+    from lmsurvey_code.language_model import continuation_log_prob
+
+    text, right = load_corpus().valid[-1].text[:10_000], []
+    for choice in next_sentence_choices(load_corpus().valid)[:100]:
+        costs = [continuation_log_prob(model, choice.context, option) for option in choice.options]
+        right.append(int(np.argmax(costs) == choice.answer))
+    return {"valid": round(score(model, text).bits_per_byte, 4), "next_sentence": right}
+
+
+def instruction_tuning() -> dict[str, Run]:
+    """Learning rates first; then the chosen one with other pairs, losses, seeds and lengths; two runs to repeat."""
+    rates = {f"learning rate {rate:g}": instructed(learning_rate=rate) for rate in (1e-5, 1e-4, 3e-4)}
+    return rates | {
+        "untuned": instructed(n_steps=0, every=1),
+        "tuned": instructed(every=1),
+        "tuned, seed 1": instructed(seed=1, every=2),
+        "questions too": instructed(on_answer=False, every=2),
+        "few": instructed("few", every=2),
+        "one cluster": instructed("one cluster", every=2),
+        "exchanged": instructed("exchanged", every=2),
+        "three passes": instructed(n_steps=3 * TUNING_STEPS, every=2),
+        "3 steps": instructed(n_steps=3),
+        "3 steps, questions too": instructed(n_steps=3, on_answer=False),
+    }
+
+
 # ---- parameter_efficient ----
 
 HINT = "Answer the question. Write only the answer, in as few words as possible, and nothing else."
@@ -1270,61 +1359,6 @@ def few_weights(method: str, learning_rate: float, n_steps: int, whole: bool = F
             row["right"] = [int(is_right(item, text)) for item, text in zip(asked, answers(model, asked), strict=True)]
             text = load_corpus().valid[-1].text[:10_000]
             row["valid"] = round(score(model, text).bits_per_byte, 4)
-
-
-# ---- instruction_tuning ----
-
-TUNING_STEPS = 36  # of two rows of 512 tokens: one pass over the pairs
-TUNING_RATE = 3e-5  # of those tried, the best on tasks that no training sees
-FEW = 116  # pairs of the cluster "arithmetic" to learn from
-
-
-def instructed(
-    data: str = "all",
-    learning_rate: float = TUNING_RATE,
-    n_steps: int = TUNING_STEPS,
-    *,
-    seed: int = 0,
-    on_answer: bool = True,
-    every: int = 0,
-) -> Run:
-    """The packaged LLM after `n_steps` of two rows of 512 tokens, followed on unseen pairs and unseen tasks.
-
-    `data`: "all", "few" (FEW pairs of all tasks), "one cluster" (as many, of arithmetic), or "exchanged" (each answer
-    is that of another pair of its task). Where `every` is above 0, also what it writes to every such pair of "test".
-    """
-
-    def run() -> dict[str, Any]:
-        from lmsurvey_code.adaptation import answer_loss, answers, splits, trainable_copy, tune
-        from lmsurvey_code.training import TrainConfig
-
-        parts = splits()
-        items = list(parts["train"])
-        if data == "exchanged":
-            kinds = {item.kind: [other.output for other in items if other.kind == item.kind] for item in items}
-            items = [replace(item, output=kinds[item.kind].pop()) for item in items]
-        if data == "one cluster":
-            items = [item for item in items if item.cluster == "arithmetic"]
-        if data in ("few", "one cluster"):
-            items = items[:FEW]
-        model, followed = trainable_copy(packaged()) if n_steps else packaged(), []
-
-        def follow() -> float:
-            costs = [answer_loss(model, part) for part in (parts["items"], parts["tasks"][::3])]
-            followed.append([round(cost, 4) for cost in costs])
-            return costs[1]
-
-        row = {"data": data, "learning_rate": learning_rate, "n_steps": n_steps, "seed": seed, "on_answer": on_answer}
-        if n_steps:
-            config = TrainConfig(n_steps, 2, 1, learning_rate, warmup=min(4, n_steps // 4), eval_every=n_steps // 3, seed=seed)
-            history = tune(model, items, config, on_answer=on_answer, evaluate=follow)
-            row["losses"] = [round(loss, 4) for loss in history.losses]
-        else:
-            follow()
-        row |= {"n_pairs": len(items), "followed": followed}
-        if every:
-            row["answers"] = answers(model, parts["test"][::every])
-            row |= kept(model)
         return row
 
     return run
@@ -1399,35 +1433,6 @@ def quantization() -> dict[str, Run]:
             for bits, group in settings:
                 runs[f"{model_name}, {method}, {bits} bits, group {group}"] = few_bits(model_name, method, bits, group)
     return runs
-
-
-def kept(model: Any) -> dict[str, Any]:
-    """What a tuned LLM may have lost: bits per byte on the end of valid, and which sentence comes next, 100 times."""
-    from lmsurvey_code.evaluation import next_sentence_choices
-    from lmsurvey_code.language_model import continuation_log_prob
-
-    text, right = load_corpus().valid[-1].text[:10_000], []
-    for choice in next_sentence_choices(load_corpus().valid)[:100]:
-        costs = [continuation_log_prob(model, choice.context, option) for option in choice.options]
-        right.append(int(np.argmax(costs) == choice.answer))
-    return {"valid": round(score(model, text).bits_per_byte, 4), "next_sentence": right}
-
-
-def instruction_tuning() -> dict[str, Run]:
-    """Learning rates first; then the chosen one with other pairs, losses, seeds and lengths; two runs to repeat."""
-    rates = {f"learning rate {rate:g}": instructed(learning_rate=rate) for rate in (1e-5, 1e-4, 3e-4)}
-    return rates | {
-        "untuned": instructed(n_steps=0, every=1),
-        "tuned": instructed(every=1),
-        "tuned, seed 1": instructed(seed=1, every=2),
-        "questions too": instructed(on_answer=False, every=2),
-        "few": instructed("few", every=2),
-        "one cluster": instructed("one cluster", every=2),
-        "exchanged": instructed("exchanged", every=2),
-        "three passes": instructed(n_steps=3 * TUNING_STEPS, every=2),
-        "3 steps": instructed(n_steps=3),
-        "3 steps, questions too": instructed(n_steps=3, on_answer=False),
-    }
 
 
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
