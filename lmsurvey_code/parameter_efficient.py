@@ -30,7 +30,6 @@ from lmsurvey_code.positions import rotate
 from lmsurvey_code.transformer import Attention, KeyValues, Transformer
 
 LAYERS = ("query", "key", "value", "out", "gate", "up", "down")  # the linear layers of a block
-TUNED = Path(__file__).parent / "data" / "instructions_lora.safetensors"
 
 
 def adapted(model: NeuralLM, add: Callable[[Transformer], Any]) -> NeuralLM:
@@ -60,11 +59,8 @@ def save_learned(net: nn.Module, path: str | Path) -> None:
 
 
 @torch.no_grad()
-def load_learned(net: nn.Module, path: str | Path = TUNED) -> None:
-    """Put what `save_learned` wrote into a network that learns the same weights; default: the book's own LoRA.
-
-    That one is of rank 8 on queries and values of the packaged LLM, after one pass over the instructions (`make results
-    NAME=parameter_efficient`).
+def load_learned(net: nn.Module, path: str | Path) -> None:
+    """Put what `save_learned` wrote into a network that learns the same weights.
 
     Raises:
         FileNotFoundError: there is no such file.
