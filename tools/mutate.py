@@ -446,6 +446,30 @@ long context: a window of one more | long_context.py | long_context
 - (i[:, None] - i < window)
 + (i[:, None] - i <= window)
 
+LoRA: alpha is not divided by the rank | parameter_efficient.py | parameter_efficient
+- self.base, self.scale = base, alpha / rank
++ self.base, self.scale = base, alpha
+
+LoRA: merged without its scale | parameter_efficient.py | parameter_efficient
+- self.base.weight + self.scale * self.b.weight
++ self.base.weight + self.b.weight
+
+prefix: it stands where the text stands | parameter_efficient.py | parameter_efficient
+- net.rope[0, n : n + 1], -net.rope[1, n : n + 1]
++ net.rope[0, :1], -net.rope[1, :1]
+
+prompt: packed examples after the first have none | parameter_efficient.py | parameter_efficient
+- n * begins.cumsum(1)  # (B, T)
++ n * begins.cumsum(1).clamp(max=1)  # (B, T)
+
+GPTQ: the error is not handed on beyond its block | gptq.py | gptq
+- w[:, j:].addmm_(errors, u[i:j, j:], alpha=-1)
++ pass
+
+GPTQ: every block reads what the first one reads | gptq.py | gptq
+- waiting = [(block(*args), *args[1:]) for args in waiting]
++ waiting = waiting
+
 endpoint: Retry-After ignored | hosted.py | endpoint
 - 2.0**i if seconds is None else seconds
 + 2.0**i

@@ -22,6 +22,8 @@ scaling_repeated    one size, on texts of several lengths that it reads again an
 data                the small Transformer on what each step of cleaning leaves, on mixtures, in orders (chapter Data)
 fine_tuning         from nothing against pre-trained, by number of labels (chapter Pre-train, then fine-tune)
 long_context        the network of the long run at four times its window (chapter Efficient training and inference)
+parameter_efficient ways to tune few weights, on the same instructions (chapter Parameter-efficient tuning)
+quantization        the long run's network and the LLM with 8 to 2 bits a weight (chapter Parameter-efficient tuning)
 instruction_tuning  the packaged LLM, tuned on instructions in several ways (chapter Instruction tuning)
 emergence           copying, modular addition and addition, measured while small networks learn them (chapter Emergence)
 """
@@ -1229,7 +1231,9 @@ def instructed(
 
         row = {"data": data, "learning_rate": learning_rate, "n_steps": n_steps, "seed": seed, "on_answer": on_answer}
         if n_steps:
-            config = TrainConfig(n_steps, 2, 1, learning_rate, warmup=min(4, n_steps // 4), eval_every=n_steps // 3, seed=seed)
+            config = TrainConfig(
+                n_steps, 2, 1, learning_rate, warmup=min(4, n_steps // 4), eval_every=n_steps // 3, seed=seed
+            )
             history = tune(model, items, config, on_answer=on_answer, evaluate=follow)
             row["losses"] = [round(loss, 4) for loss in history.losses]
         else:
@@ -1272,6 +1276,160 @@ def instruction_tuning() -> dict[str, Run]:
     }
 
 
+# ---- parameter_efficient ----
+
+HINT = "Answer the question. Write only the answer, in as few words as possible, and nothing else."
+RATES = {  # learning rates that were tried
+    "all weights": (1e-4, 3e-4),
+    "LoRA, rank 8, queries and values": (4e-3, 1e-2),
+    "LoRA, rank 32, all layers": (6e-4, 2e-3),
+    "LoRA, rank 32, all layers, on 4 bits": (6e-4,),
+    "adapters, width 16": (2e-3, 6e-3),
+    "prefix, 20 tokens": (1e-2, 5e-2),
+    "prompt, 20 tokens": (0.03, 0.1),
+}
+PASSES = (
+    ("all weights", 1e-4),
+    ("LoRA, rank 8, queries and values", 1e-2),
+    ("LoRA, rank 32, all layers", 2e-3),
+)
+
+
+def make_tuned(method: str) -> Any:
+    """The packaged LLM with the weights that a method teaches, before it learns."""
+    import torch
+
+    from lmsurvey_code import parameter_efficient as few
+    from lmsurvey_code.adaptation import trainable_copy
+    from lmsurvey_code.gptq import four_bit_layers
+
+    hint = packaged().tokenizer.encode(HINT)
+
+    def on_four_bits(net: Any) -> None:
+        four_bit_layers(net, 64)
+        few.add_lora(net, 32, layers=few.LAYERS)
+
+    add = {
+        "nothing": lambda net: net.requires_grad_(False),
+        "LoRA, rank 8, queries and values": lambda net: few.add_lora(net, 8),
+        "LoRA, rank 32, all layers": lambda net: few.add_lora(net, 32, layers=few.LAYERS),
+        "LoRA, rank 32, all layers, on 4 bits": on_four_bits,
+        "adapters, width 16": lambda net: few.add_adapters(net, 16),
+        "prefix, 20 tokens": lambda net: few.add_prefix(net, hint),
+        "prompt, 20 tokens": lambda net: few.add_prompt(net, hint),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return trainable_copy(packaged()) if method == "all weights" else few.adapted(packaged(), add[method])
+
+
+def few_weights(method: str, learning_rate: float, n_steps: int, whole: bool = False) -> Run:
+    """The packaged LLM after `n_steps` on the instructions, two rows of 512 tokens in each, on one thread or more.
+
+    `peak_bytes`: what the weights take, and the most that training needs beside them. `step_seconds` is processor time.
+    Where `whole`, also which of every third pair of "test" it answers right, and what a text costs it now.
+    """
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.adaptation import answer_loss, answers, is_right, splits, tune
+        from lmsurvey_code.memory import LiveBytes
+        from lmsurvey_code.parameter_efficient import learned
+        from lmsurvey_code.training import TrainConfig
+
+        parts, model = splits(), make_tuned(method)
+        held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_of(model.net)}
+        row = {"method": method, "learning_rate": learning_rate, "n_steps": n_steps, "seed": 0}
+        row |= {"n_learned": sum(p.numel() for p in learned(model.net).values()), "weight_bytes": sum(held.values())}
+        if n_steps:
+            start = time.process_time()
+            with LiveBytes() as live:
+                config = TrainConfig(n_steps, 2, 1, learning_rate, warmup=min(4, n_steps // 4))
+                losses = tune(model, parts["train"], config).losses
+            row["step_seconds"] = round((time.process_time() - start) / n_steps, 2)
+            row |= {"losses": [round(loss, 4) for loss in losses], "peak_bytes": row["weight_bytes"] + live.peak}
+        row["items_loss"] = round(answer_loss(model, parts["items"]), 4)
+        row["tasks_loss"] = round(answer_loss(model, parts["tasks"]), 4)
+        if whole:
+            asked = parts["test"][::3]
+            row["right"] = [int(is_right(item, text)) for item, text in zip(asked, answers(model, asked), strict=True)]
+            text = load_corpus().valid[-1].text[:10_000]
+            row["valid"] = round(score(model, text).bits_per_byte, 4)
+        return row
+
+    return run
+
+
+def tensors_of(net: Any) -> list[Any]:
+    """All parameters and buffers of a network."""
+    return [*net.parameters(), *net.buffers()]
+
+
+def parameter_efficient() -> dict[str, Run]:
+    """Short runs of each method with its rates, some with one pass, and two shorter ones that a chapter repeats."""
+    runs = {"nothing": few_weights("nothing", 0.0, 0, whole=True)}
+    for method, rates in RATES.items():
+        for rate in rates:
+            runs[f"{method}, 12 steps, {rate:g}"] = few_weights(method, rate, 12)
+    for method, rate in PASSES:
+        runs[f"{method}, one pass, {rate:g}"] = few_weights(method, rate, 36, whole=True)
+    for method in ("LoRA, rank 8, queries and values", "prompt, 20 tokens"):
+        runs[f"{method}, 3 steps"] = few_weights(method, RATES[method][0], 3)
+    return runs
+
+
+# ---- quantization ----
+
+
+def few_bits(model_name: str, method: str, bits: int, group: int | None) -> Run:
+    """The network of the long run, or the packaged LLM, with the matrices of its blocks in few bits.
+
+    The long run's is scored on the texts of valid, the LLM on the first 20,000 characters of the last one.
+    """
+
+    def run() -> dict[str, Any]:
+        import torch
+
+        from lmsurvey_code.gptq import in_few_bits
+        from lmsurvey_code.neural import NeuralLM
+        from lmsurvey_code.recipes import long_run
+        from lmsurvey_code.training import join_documents
+
+        model = long_run() if model_name == "long run" else packaged()
+        length, corpus = (256 if model_name == "long run" else 512), load_corpus()
+        tokens = join_documents(model.tokenizer, texts(corpus.train[-20:]), model.start_token)
+        n = 32 if model_name == "long run" else 8
+        windows = torch.as_tensor(tokens[: n * length]).view(n, length)
+        start = time.perf_counter()
+        matrices = [w for name, w in model.net.state_dict().items() if name.startswith("blocks.") and w.ndim == 2]
+        n_weights, net, n_bits = sum(w.numel() for w in matrices), model.net, 32 * sum(w.numel() for w in matrices)
+        if method != "float32":
+            net, found = in_few_bits(model.net, windows, method, bits, group)
+            n_bits = sum(matrix.n_bits for matrix in found.values())
+        fit_seconds = time.perf_counter() - start
+        lm = NeuralLM(net, model.tokenizer, model.block_size, model.start_token)
+        valid = texts(corpus.valid) if model_name == "long run" else [corpus.valid[-1].text[:20_000]]
+        return {
+            **{"model": model_name, "method": method, "bits": bits, "group": group, "n_weights": n_weights},
+            **{"bits_per_weight": round(n_bits / n_weights, 3), "fit_seconds": round(fit_seconds, 1)},
+            "valid": round(score_documents(lm, valid).bits_per_byte, 4),
+        }
+
+    return run
+
+
+def quantization() -> dict[str, Run]:
+    """Both methods at several sizes, and each network as it is."""
+    long = [(8, None), *((bits, group) for bits in (4, 3, 2) for group in (None, 64))]
+    sizes = {"long run": long, "LLM": [(4, None), (4, 32), (3, 64), (2, 32)]}
+    runs = {}
+    for model_name, settings in sizes.items():
+        runs[f"{model_name}, float32"] = few_bits(model_name, "float32", 32, None)
+        for method in ("round to nearest", "GPTQ"):
+            for bits, group in settings:
+                runs[f"{model_name}, {method}, {bits} bits, group {group}"] = few_bits(model_name, method, bits, group)
+    return runs
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -1305,6 +1463,8 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "fine_tuning": fine_tuning_runs,
     "emergence": emergence,
     "long_context": long_context,
+    "parameter_efficient": parameter_efficient,
+    "quantization": quantization,
     "instruction_tuning": instruction_tuning,
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
