@@ -236,6 +236,8 @@ def train(
                 scaler.step(optimizer)  # with float16, no step where a gradient is too large for it
                 optimizer.zero_grad()
             scaler.update()
+            for p in net.parameters():  # which a fused optimizer leaves out; `NeuralLM` asks whether weights changed
+                torch.autograd.graph.increment_version(p)
             done = step + 1
             last = done == config.n_steps
             if evaluate is not None and (last or (config.eval_every and done % config.eval_every == 0)):

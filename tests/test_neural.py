@@ -11,6 +11,7 @@ from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.recurrent import RecurrentLM
 from lmsurvey_code.sampling import generate
 from lmsurvey_code.tokenizers import ByteTokenizer
+from lmsurvey_code.training import TrainConfig, train
 from lmsurvey_code.transformer import Transformer, TransformerConfig
 
 V = 256
@@ -224,3 +225,12 @@ def test_bad_input():
     with pytest.raises(ValueError, match="start_token: 256; allowed: 0 to 255"):
         NeuralLM(Uniform(), ByteTokenizer(), 8, start_token=256)
     assert lm.log_probs([]).shape == (0,)
+
+
+def test_a_model_that_was_asked_before_training_does_not_answer_from_old_states():
+    net = tiny_net("transformer")
+    before = NeuralLM(net, ByteTokenizer(), 8)
+    before.next_log_probs([1, 2, 3])
+    train(net, np.arange(200) % V, TrainConfig(2, 2, 8, 0.1, warmup=0))  # a fused optimizer
+    fresh = NeuralLM(net, ByteTokenizer(), 8).next_log_probs([1, 2, 3, 4])
+    np.testing.assert_allclose(before.next_log_probs([1, 2, 3, 4]), fresh, rtol=1e-5)
