@@ -1205,8 +1205,9 @@ def instructed(
 ) -> Run:
     """The packaged LLM after `n_steps` of two rows of 512 tokens, followed on unseen pairs and unseen tasks.
 
-    `data`: "all", "few" (FEW pairs of all tasks), "one cluster" (as many, of arithmetic), or "exchanged" (each answer
-    is that of another pair of its task). Where `every` is above 0, also what it writes to every such pair of "test".
+    `data`: "all", "few" (FEW pairs of all tasks), "one cluster" (as many, of arithmetic), or "exchanged" (the
+    answers of each task stand in reverse order). Where `every` is above 0, also what it writes to every such pair of
+    "test".
     """
 
     def run() -> dict[str, Any]:
@@ -1248,7 +1249,7 @@ def instructed(
 
 
 def kept(model: Any) -> dict[str, Any]:
-    """What a tuned LLM may have lost: bits per byte on the end of valid, and which sentence comes next, 100 times."""
+    """What a tuned LLM may have lost: bits per byte of a text of valid, and which of four sentences comes next."""
     from lmsurvey_code.evaluation import next_sentence_choices
     from lmsurvey_code.language_model import continuation_log_prob
 
