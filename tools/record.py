@@ -1291,8 +1291,16 @@ RATES = {  # learning rates that were tried
 }
 PASSES = (
     ("all weights", 1e-4),
+    ("all weights", 3e-5),
     ("LoRA, rank 8, queries and values", 1e-2),
+    ("LoRA, rank 8, queries and values", 2e-3),
     ("LoRA, rank 32, all layers", 2e-3),
+    ("LoRA, rank 32, all layers", 3e-4),
+    ("adapters, width 16", 2e-3),
+    ("adapters, width 16", 5e-4),
+    ("prefix, 20 tokens", 5e-2),
+    ("prefix, 20 tokens", 1e-2),
+    ("prompt, 20 tokens", 0.1),
 )
 
 
