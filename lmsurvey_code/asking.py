@@ -253,19 +253,31 @@ def reply_all(model: Replier, prompts: Iterable[Messages], *, n_parallel: int = 
 
     Raises:
         ValueError: `n_parallel` is below 1.
-        LLMError: of the first prompt, in order, that got no reply.
+        LLMError: of the first prompt, in order, that failed.
     """
     if n_parallel < 1:
         raise ValueError(f"n_parallel: {n_parallel}; allowed: 1 or more")
+    failed = threading.Event()
+
+    def ask(prompt: Messages) -> Reply | None:
+        if failed.is_set():
+            return None
+        try:
+            return model.reply(prompt, **settings)
+        except BaseException:
+            failed.set()
+            raise
+
     with ThreadPoolExecutor(n_parallel) as pool:
-        waiting = [pool.submit(model.reply, prompt, **settings) for prompt in prompts]
+        waiting = [pool.submit(ask, prompt) for prompt in prompts]
         results: Iterable[Any] = waiting
         if is_shown():
             from tqdm.auto import tqdm
 
             results = tqdm(waiting, desc="asking", leave=False)
         try:
-            return [future.result() for future in results]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            found = [future.result() for future in results]
+        except BaseException:  # also when a reader interrupts
+            failed.set()
             raise
+    return found
