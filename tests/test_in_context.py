@@ -119,6 +119,7 @@ def test_most_similar_ends_with_the_nearest():
 
 def test_diverse_takes_what_is_farthest_from_all_so_far():
     assert diverse(on_a_circle(0, 10, 175, 90, 5), 3, first=0) == [0, 2, 3]
+    assert diverse(on_a_circle(0, 170, 180, 90), 3, first=0) == [0, 2, 3]  # 170 is far from 0, but near to 180
     assert diverse(on_a_circle(0, 10, 175, 90), 4, first=1)[0] == 1
     assert sorted(diverse(on_a_circle(0, 0, 0), 3)) == [0, 1, 2]  # never one twice
 

@@ -1557,16 +1557,14 @@ def in_context() -> dict[str, Run]:
 
             task = ic.load_labelled(name)
             labels, about = ic.labels_of(task), {"task": name, "group": "choice", "k": 8, "how": how, "choice": choice}
-            pool = ic.relabelled(task.demonstrations, labels, "true" if how == "symbols" else how)
+            pool = ic.relabelled(task.demonstrations, labels, "random" if how == "random" else "true")
+            near = nearest_demonstrations(name, 8)
+            nearest = "".join(str(labels.index(pool[row[-1]][1])) for row in near)
             if how == "symbols":
                 pool = [(question, ic.SYMBOLS[name][labels.index(label)]) for question, label in pool]
-            near = nearest_demonstrations(name, 8)
             ordered = [row[::-1] if choice == "similar, nearest first" else row for row in near]
             shown = [[pool[i] for i in row] for row in ordered]
-            last = "".join(
-                str(labels.index(ic.relabelled(task.demonstrations, labels, how)[row[-1]][1])) for row in near
-            )
-            return about | {"nearest": last} | ask_items(name, shown, how)
+            return about | {"nearest": nearest} | ask_items(name, shown, how)
 
         runs[f"{name}, choice: {choice}, {how}"] = run
 
@@ -1621,9 +1619,6 @@ def in_context() -> dict[str, Run]:
     for draw in range(5):
         add("kinds", "labels", 8, draw, "other texts")
         add("sentiment", "number", 8, draw, drawn="random")
-    for draw in range(5):
-        add("sentiment", "labels", 16, draw, "true")
-        add("sentiment", "labels", 16, draw, "flipped")
     add_choice("kinds", "similar, nearest first", "true")
     return runs
 
