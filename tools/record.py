@@ -1436,7 +1436,6 @@ def quantization() -> dict[str, Run]:
 
 # ---- evaluation in full ----
 
-SUITE = ("language generation", "knowledge", "reasoning", "human alignment", "interaction", "tools")
 LETTERS = (" A", " B", " C", " D")
 ASKS = {"capital": "What is the capital of {}?", "symbol": "What is the chemical symbol of {}?"}
 JUDGE = (
@@ -1445,37 +1444,36 @@ JUDGE = (
 LONG = "The answer to this question is: {}. I have read the question with care, and I hope that this is of help to you."
 
 
-def card_of(ability: str) -> Run:
-    """One row of the report card, from the command in a process of its own; the last ability leaves the card."""
+def report_card() -> dict[str, Any]:
+    """The command, in a process of its own, and what its file of answers holds; the card becomes a page of the site."""
+    import subprocess
+    import tempfile
 
-    def run() -> dict[str, Any]:
-        import subprocess
+    from lmsurvey_code.files import whole_file
+    from lmsurvey_code.harness import ask, right
+    from lmsurvey_code.suite import load_suite
 
-        from lmsurvey_code.harness import ask
-        from lmsurvey_code.report_card import Entry, right
-        from lmsurvey_code.suite import ABILITIES, load_suite
-
-        folder = ROOT / "_build" / "card"
-        report, answers = folder / "card.html", folder / "card.answers.jsonl"
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        report, answers = Path(folder) / "card.html", Path(folder) / "card.answers.jsonl"
         command = [sys.executable, "-m", "lmsurvey_code.evaluation", "--model", "smollm2-135m", "--report", str(report)]
-        command += [word for name in ABILITIES for word in ("--ability", name) if name == ability]
         start = time.perf_counter()
         subprocess.run(command, check=True, cwd=ROOT)
         seconds = time.perf_counter() - start
-        task = load_suite()[ability]
-        entry = Entry(ability, task, tuple(ask(packaged(), task, answers)))
-        given = [list(answer.log_probs) or answer.text for answer in entry.answers]
-        return {
-            "task": task.name,
-            "command_seconds": round(seconds, 1),
-            "n_read": sum(answer.n_read for answer in entry.answers),
-            "n_written": sum(answer.n_written for answer in entry.answers),
-            "right": [int(value) for value in right(task, entry.answers)],
-            "per_character": [int(value) for value in right(task, entry.answers, normalised=True)],
-            "answers": [[round(v, 3) for v in a] if isinstance(a, list) else a for a in given],
-        }
-
-    return run
+        for ability, task in load_suite().items():
+            given = ask(packaged(), task, answers)  # from the file: nothing is asked
+            rows[ability] = {
+                "task": task.name,
+                "n_read": sum(answer.n_read for answer in given),
+                "n_written": sum(answer.n_written for answer in given),
+                "seconds_asking": round(sum(answer.seconds for answer in given), 1),
+                "right": [int(value) for value in right(task, given)],
+                "per_character": [int(value) for value in right(task, given, normalised=True)],
+                "answers": [[round(v, 3) for v in a.log_probs] if task.is_choice else a.text for a in given],
+            }
+        with whole_file(ROOT / "book" / "_static" / "card.html") as partial:
+            partial.write_bytes(report.read_bytes())
+    return {"command_seconds": round(seconds, 1), "abilities": rows}
 
 
 def form(name: str, turn: int = 0) -> Run:
@@ -1583,7 +1581,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "parameter_efficient": parameter_efficient,
     "quantization": quantization,
     "instruction_tuning": instruction_tuning,
-    "evaluation_card": lambda: {ability: card_of(ability) for ability in SUITE},
+    "evaluation_card": lambda: {"card": report_card},
     "evaluation_forms": lambda: {
         "statement": form("statement"),
         "question": form("question"),
