@@ -109,9 +109,15 @@ def test_an_answer_with_an_empty_context_costs_what_the_book_charges(model):
     np.testing.assert_allclose(found, [continuation_log_prob(model, "", choice) for choice in item.choices], atol=1e-4)
 
 
+def test_spaces_at_the_end_of_a_context_go_to_the_answer(model):
+    assert [bytes(tokens) for tokens in pair_tokens(model, "one ", "two")] == [b"one", b" two"]
+    assert [bytes(tokens) for tokens in pair_tokens(model, "one", " two")] == [b"one", b" two"]
+    assert [bytes(tokens) for tokens in pair_tokens(model, " ", "two")] == [b"\0", b" two"]
+
+
 def test_what_is_longer_than_the_window_loses_its_beginning(model):
-    context, tokens = pair_tokens(model, "x" * 100, " abc")
-    assert (len(context) + len(tokens), bytes(tokens)) == (65, b" abc")  # the last one is not read
+    context, tokens = pair_tokens(model, "x" * 100 + "end", " abc")
+    assert (bytes(context), bytes(tokens)) == (b"x" * 58 + b"end", b" abc")  # 64 are read, and not the last one
     with pytest.raises(ValueError, match=r"choices: .* has 70 tokens; allowed: 1 to 64"):
         pair_tokens(model, "a", "y" * 70)
 
