@@ -27,8 +27,8 @@ from lmsurvey_code.suite import ABILITIES, PUBLIC, baselines, load_public, load_
 N_EXAMPLES, N_CHARS = 5, 400  # examples of each ability, and how much of the end of a question is shown
 
 STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:1rem auto;padding:0 1rem;color:#111;background:#fff}
-table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.3rem .6rem;text-align:left;
+body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:1rem auto;padding:0 1rem;color:#111;background:#fff}
+table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.3rem .5rem;text-align:left;
 border-bottom:1px solid #ddd;vertical-align:top}td.n{text-align:right;white-space:nowrap}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f5f5f5;padding:.5rem;margin:.2rem 0}
 summary{cursor:pointer;margin:.5rem 0}

@@ -1450,7 +1450,8 @@ def report_card() -> dict[str, Any]:
     import tempfile
 
     from lmsurvey_code.files import whole_file
-    from lmsurvey_code.harness import ask, right
+    from lmsurvey_code.harness import ask
+    from lmsurvey_code.report_card import right  # from there, so that a change of the card makes this row old
     from lmsurvey_code.suite import load_suite
 
     rows = {}
