@@ -160,3 +160,9 @@ def order_test(
     orders = [np.arange(len(items)), *(rng.permutation(len(items)) for _ in range(n_shuffles))]
     values = np.array([log_prob("".join(items[i] for i in order)) for order in orders])
     return float(np.mean(values >= values[0])), values
+
+
+if __name__ == "__main__":
+    from lmsurvey_code.report_card import main
+
+    main()

@@ -234,6 +234,15 @@ def test_text_and_layout_do_not_make_stale(package: Path) -> None:
     assert len(hashes) == 1
 
 
+@pytest.mark.parametrize(("block", "stale"), [("    from a import f\n    f()\n", False), ("    f()\n", True)])
+def test_only_a_block_that_starts_another_module_is_left_out(package: Path, block: str, stale: bool) -> None:
+    nb = new_notebook(cells=[new_code_cell("from lmsurvey_code import a\na.f()")])
+    file = package / "a.py"
+    before, text = staleness.code_hash(nb, package), file.read_text(encoding="utf-8")
+    file.write_text(f'{text}\nif __name__ == "__main__":\n{block}', encoding="utf-8")
+    assert (staleness.code_hash(nb, package) != before) == stale
+
+
 # Stamps
 
 

@@ -603,6 +603,70 @@ stamps: any value is near | tools/stamps.py | tools_notebooks -k varies
 nbval: checks accept wrong answers | tools/notebooks.py | tools_notebooks -k reject
 -         raise AssertionError("the check accepts a wrong answer")
 +         return
+
+staleness: any command counts | tools/staleness.py | tools_notebooks -k starts_another
+- isinstance(node.body[0], ast.ImportFrom)
++ True
+
+harness: the space stays with the context | harness.py | harness
+- encode(stripped), encode(context + choice)
++ encode(context), encode(context + choice)
+
+harness: an empty context has no start | harness.py | harness
+- before, whole = [model.start_token], [model.start_token, *encode(context + choice)]
++ before, whole = encode(" "), encode(" ") + encode(context + choice)
+
+harness: the end of a context is cut | harness.py | harness
+- before = before[-(model.block_size + 1 - len(after)) :]
++ before = before[: model.block_size + 1 - len(after)]
+
+harness: filled places count | harness.py | harness
+- counted = torch.arange(1, longest, device=device) < torch
++ counted = torch.arange(1, longest, device=device) <= torch
+
+harness: the shared beginning is read twice | harness.py | harness
+- idx = torch.tensor([units[u][1][n_shared:] for u in batch], device=device)
++ idx = torch.tensor([units[u][1] for u in batch], device=device)
+
+harness: the last stop alone counts | harness.py | harness
+- done[b] = before_stop(text, stop)
++ done[b] = text
+
+harness: the window is no part of a model | harness.py | harness
+- f"{model.block_size} {model.start_token}"
++ f"{model.start_token}"
+
+harness: choices are no part of a request | harness.py | harness
+- [list(item.choices)] if item.choices
++ [] if item.choices
+
+harness: half a line stays | harness.py | harness
+- file.truncate(len(whole))
++ pass
+
+harness: all is asked again | harness.py | harness
+- if key not in known]
++ ]
+
+harness: an id twice | harness.py | harness
+- if item.id in seen:
++ if False:
+
+suite: any call is right | suite.py | suite
+- return len(values) == 2 and math.isclose(*values)
++ return len(values) == 2
+
+suite: true claims are marked false | suite.py | suite
+- rows.append((question, (" Yes", " No"), 1 - n % 2))
++ rows.append((question, (" Yes", " No"), n % 2))
+
+report_card: marks of HTML pass | report_card.py | report_card
+- return html.escape(kept, quote=True)
++ return kept
+
+report_card: quotes pass | report_card.py | report_card
+- quote=True
++ quote=False
 """
 
 

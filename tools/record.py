@@ -26,6 +26,9 @@ parameter_efficient ways to tune few weights, on the same instructions (chapter 
 quantization        the long run's network and the LLM with 8 to 2 bits a weight (chapter Parameter-efficient tuning)
 instruction_tuning  the packaged LLM, tuned on instructions in several ways (chapter Instruction tuning)
 in_context          labels that the LLM gives, by number, order, choice and labels of demonstrations, and without heads
+evaluation_card     the report card of the packaged LLM, by its command (chapter Evaluation in full)
+evaluation_forms    one task in several forms and orders (chapter Evaluation in full)
+evaluation_judge    the packaged LLM as a judge of two answers, in both orders (chapter Evaluation in full)
 emergence           copying, modular addition and addition, measured while small networks learn them (chapter Emergence)
 """
 
@@ -1631,6 +1634,118 @@ def in_context() -> dict[str, Run]:
     return runs
 
 
+# ---- evaluation in full ----
+
+LETTERS = (" A", " B", " C", " D")
+ASKS = {"capital": "What is the capital of {}?", "symbol": "What is the chemical symbol of {}?"}
+JUDGE = (
+    "Which answer to the question is better?\n\nQuestion: {}\n\nAnswer A: {}\n\nAnswer B: {}\n\nReply with A or B only."
+)
+LONG = "The answer to this question is: {}. I have read the question with care, and I hope that this is of help to you."
+
+
+def report_card() -> dict[str, Any]:
+    """The command, in a process of its own, and what its file of answers holds; the card becomes a page of the site."""
+    import subprocess
+    import tempfile
+
+    from lmsurvey_code.files import whole_file
+    from lmsurvey_code.harness import ask
+    from lmsurvey_code.report_card import right  # from there, so that a change of the card makes this row old
+    from lmsurvey_code.suite import load_suite
+
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        report, answers = Path(folder) / "card.html", Path(folder) / "card.answers.jsonl"
+        command = [sys.executable, "-m", "lmsurvey_code.evaluation", "--model", "smollm2-135m", "--report", str(report)]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, cwd=ROOT)
+        seconds = time.perf_counter() - start
+        for ability, task in load_suite().items():
+            given = ask(packaged(), task, answers)  # from the file: nothing is asked
+            rows[ability] = {
+                "task": task.name,
+                "n_read": sum(answer.n_read for answer in given),
+                "n_written": sum(answer.n_written for answer in given),
+                "seconds_asking": round(sum(answer.seconds for answer in given), 1),
+                "right": [int(value) for value in right(task, given)],
+                "per_character": [int(value) for value in right(task, given, normalised=True)],
+                "answers": [[round(v, 3) for v in a.log_probs] if task.is_choice else a.text for a in given],
+            }
+        with whole_file(ROOT / "book" / "_static" / "card.html") as partial:
+            partial.write_bytes(report.read_bytes())
+    return {"command_seconds": round(seconds, 1), "abilities": rows}
+
+
+def form(name: str, turn: int = 0) -> Run:
+    """The facts as a "statement", a "question", or with "letters"; the options moved on by `turn` places."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.harness import EvalTask, Item, ask, chosen
+        from lmsurvey_code.suite import SAYS, load_facts, with_others
+
+        items = []
+        for i, ((kind, about, answer), options) in enumerate(zip(load_facts(), with_others(load_facts()), strict=True)):
+            options = (*options[turn:], *options[:turn])
+            question = (SAYS if name == "statement" else ASKS)[kind].format(about)
+            listed = "".join(f"{letter.strip()}. {o}\n" for letter, o in zip(LETTERS, options, strict=True))
+            context = {
+                "statement": question,
+                "question": f"Question: {question}\nAnswer:",
+                "letters": f"Question: {question}\n{listed}Answer:",
+            }[name]
+            choices = LETTERS if name == "letters" else tuple(f" {option}" for option in options)
+            items.append(Item(str(i), context, choices, options.index(answer)))
+        task = EvalTask(name, tuple(items))
+        picked = chosen(task, ask(packaged(), task))
+        return {
+            "form": name,
+            "turn": turn,
+            "picked": picked,
+            "right": [int(p == item.answer) for p, item in zip(picked, items, strict=True)],
+        }
+
+    return run
+
+
+def verdicts(name: str) -> Run:
+    """log p("A") - log p("B") of the judge for 200 pairs of answers, in both orders.
+
+    "right against wrong": both short. "long against short": the right answer, in a sentence and as it is. "long and
+    wrong against short and right". The first named stands first in the first order.
+    """
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.harness import EvalTask, Item, ask
+        from lmsurvey_code.prompting import chat_prompt
+
+        items = []
+        for i, (question, true, false) in enumerate(judged_pairs()):
+            one, two = {
+                "right against wrong": (true, false),
+                "long against short": (LONG.format(true), true),
+                "long and wrong against short and right": (LONG.format(false), true),
+            }[name]
+            for a, b in ((one, two), (two, one)):
+                prompt = chat_prompt(packaged(), JUDGE.format(question, a, b))
+                items.append(Item(f"{i} {len(items) % 2}", prompt, ("A", "B"), 0))
+        found = [a.log_probs[0] - a.log_probs[1] for a in ask(packaged(), EvalTask(name, tuple(items)))]
+        return {"pair": name, "first": [round(v, 3) for v in found[::2]], "second": [round(v, 3) for v in found[1::2]]}
+
+    return run
+
+
+def judged_pairs() -> list[tuple[str, str, str]]:
+    """(question, right answer, the answer to another question of the same kind) of 200 instructions."""
+    from lmsurvey_code.adaptation import splits
+
+    pairs, items = [], splits()["test"]
+    for i, item in enumerate(items):
+        others = [o.output for o in (*items[i + 1 :], *items[:i]) if o.kind == item.kind and o.output != item.output]
+        pairs.append((item.question, item.output, others[0]))
+    return pairs[:200]
+
+
 TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "one_axis": lambda: {
         **{f"characters, n = {n}": ngram("characters", n) for n in (1, 3, 9, 12)},
@@ -1668,6 +1783,16 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "quantization": quantization,
     "instruction_tuning": instruction_tuning,
     "in_context": in_context,
+    "evaluation_card": lambda: {"card": report_card},
+    "evaluation_forms": lambda: {
+        "statement": form("statement"),
+        "question": form("question"),
+        **{f"letters, turned by {turn}": form("letters", turn) for turn in range(4)},
+    },
+    "evaluation_judge": lambda: {
+        name: verdicts(name)
+        for name in ("right against wrong", "long against short", "long and wrong against short and right")
+    },
     "long_run_search": lambda: {
         "newest 10%, dropout 0.1": trial(0.1, 0.1),
         "newest 10%, dropout 0.1, weight decay 0.1": trial(0.1, 0.1, weight_decay=0.1),

@@ -1,7 +1,8 @@
 """Which notebooks are stale: their code, a module that they import, or recorded results changed since they ran.
 
-Comments, docstrings, layout and Markdown do not count; the expressions of stamps do. The hash is of the syntax trees,
-written so that all supported versions of Python give the same.
+Comments, docstrings, layout and Markdown do not count, nor does a block that starts a command which lies in another
+module; the expressions of stamps do. The hash is of the syntax trees, written so that all supported versions of Python
+give the same.
 """
 
 import ast
@@ -33,6 +34,22 @@ def canonical(node: object) -> str:
         fields["body"] = fields["body"][1:]
     fields.pop("kind", None)  # of constants: u"" or ""
     return f"{type(node).__name__}({','.join(f'{k}={canonical(v)}' for k, v in fields.items() if v not in (None, []))})"
+
+
+def imported(source: str) -> ast.Module:
+    """The syntax tree of a module, without a block `if __name__ == "__main__"` that only starts what is elsewhere.
+
+    Such a block begins with an import, and nothing that imports the module runs it. A block without one stays: it
+    starts code of its own module, which a notebook may run as a command.
+    """
+    tree = ast.parse(source)
+    guard = ast.dump(ast.parse('__name__ == "__main__"', mode="eval").body)
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and ast.dump(node.test) == guard and isinstance(node.body[0], ast.ImportFrom))
+    ]
+    return tree
 
 
 def modules_in(tree: ast.AST, package: Path) -> Iterator[str]:
@@ -84,7 +101,7 @@ def code_hash(nb: NotebookNode, package: Path = PACKAGE) -> str:
     waiting = {"", *(name for cell in cells for name in modules_in(cell, package))}
     while waiting:
         name = waiting.pop()
-        trees[f"module {name}"] = tree = ast.parse((package / f"{name or '__init__'}.py").read_text(encoding="utf-8"))
+        trees[f"module {name}"] = tree = imported((package / f"{name or '__init__'}.py").read_text(encoding="utf-8"))
         waiting |= {found for found in modules_in(tree, package) if f"module {found}" not in trees}
     digest = hashlib.sha256(repr(stamps).encode())
     for name in sorted(trees):
