@@ -155,6 +155,18 @@ def test_scores_without_a_common_beginning(model):
     assert label_scores(model, prompts[:1], ["tool"]) == pytest.approx(scores[:1, :1], abs=1e-3)
 
 
+def test_a_model_in_transformers_is_scored_too():
+    from test_conformance import tiny_llm
+
+    tiny, prompts, labels = tiny_llm(own=False), ["oak: ", "a longer one: ", "oak, elm: "], ["a", "b"]
+    # Its tokens are bytes: a label with its space would be two of them, so the space is taken off.
+    encode, plain = tiny.tokenizer.encode, [[f"{prompt}{label}" for label in labels] for prompt in prompts]
+    tiny.tokenizer.encode = lambda text: encode(text[1:] if text[1:] in labels else text)
+    scores = label_scores(tiny, prompts, labels)
+    for row, texts in zip(scores, plain, strict=True):
+        assert row == pytest.approx([tiny.log_probs(encode(text))[-1] for text in texts], abs=1e-4)
+
+
 def test_scores_refuse_long_labels_and_long_prompts(model):
     with pytest.raises(ValueError, match=r"labels: \['very unlikely'\] are not one token each"):
         label_scores(model, ["Word: oak"], ["plant", "very unlikely"])
