@@ -67,7 +67,7 @@ def _choice_task(name: str, rows: list[tuple[str, tuple[str, ...], int]], n_show
 
 def load_facts() -> list[tuple[str, str, str]]:
     """(kind, name, answer): capitals and symbols of elements."""
-    lines = (Path(__file__).parent / "data" / "facts.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    lines = (Path(__file__).parent / "data" / "tasks" / "facts.tsv").read_text(encoding="utf-8").splitlines()[1:]
     return [(kind, name, answer) for kind, name, answer in (line.split("\t") for line in lines)]
 
 

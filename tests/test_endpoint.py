@@ -9,19 +9,17 @@ import email.utils
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 import traceback
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
 
 from lmsurvey_code.hosted import HostedLLM, LLMError
 from lmsurvey_code.language_model import LanguageModel, TextGenerator, score
-from lmsurvey_code.llm import GGUF_FILE, SMOLLM2, open_llm
+from lmsurvey_code.llm import open_llm
+from tools.make_replies import transformers_serve
 
 KEY = "sk-test-0123456789abcdef"
 SETTINGS = {
@@ -415,39 +413,14 @@ def test_open_llm_takes_the_endpoint_from_the_environment(serve, monkeypatch):
 @pytest.mark.timeout(180)
 def test_a_real_server_answers_as_the_model_does(tmp_path, monkeypatch):
     """`transformers serve` with the packaged model, against the model itself behind its chat template."""
-    from transformers import AutoModelForCausalLM
-
     model = open_llm(quiet=True)
-    hf = AutoModelForCausalLM.from_pretrained(SMOLLM2.folder(), gguf_file=GGUF_FILE)
-    hf.hf_quantizer = None  # it has unpacked the weights, and they are saved as such
-    vars(hf.config).pop("quantization_config", None)
-    hf.save_pretrained(tmp_path / "model")
-    model.tokenizer.hf.save_pretrained(tmp_path / "model")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(tmp_path / "model")]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    log = tmp_path / "log"
-    with log.open("w") as out:
-        server = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        until = time.monotonic() + 120
-        while True:
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                break
-            time.sleep(0.2)
-        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
+    with transformers_serve(tmp_path) as (url, name, log):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         question = "What is the capital of France?"
-        hosted = open_llm(f"openai:{tmp_path / 'model'}").generate(question, max_new_tokens=16)
+        hosted = open_llm(f"openai:{name}").generate(question, max_new_tokens=16)
         with pytest.raises(LLMError, match=r"status 4\d\d"):
             open_llm("openai:another-model").generate(question)
-    finally:
-        server.kill()
-        server.wait()
     message = [{"role": "user", "content": question}]
     prompt = model.tokenizer.hf.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     assert hosted == model.generate(prompt, max_new_tokens=16)

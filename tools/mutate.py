@@ -462,6 +462,64 @@ prompt: packed examples after the first have none | parameter_efficient.py | par
 - n * begins.cumsum(1)  # (B, T)
 + n * begins.cumsum(1).clamp(max=1)  # (B, T)
 
+in context: a label is flipped to itself | in_context.py | in_context
+- "flipped": (i + 1) % len(labels)
++ "flipped": (i + len(labels)) % len(labels)
+
+in context: random labels are true ones | in_context.py | in_context
+- "random": drawn, "flipped"
++ "random": i, "flipped"
+
+in context: demonstrations are not balanced | in_context.py | in_context
+- left[label] -= 1
++ left[label] -= 0
+
+in context: sorted by label | in_context.py | in_context
+- for question, label in task.draw(len(task.demonstrations), seed):
++ for question, label in sorted(task.draw(len(task.demonstrations), seed), key=lambda pair: pair[1]):
+
+in context: the least similar | in_context.py | in_context
+- np.argsort(vectors @ question, kind="stable")
++ np.argsort(-vectors @ question, kind="stable")
+
+in context: diverse means near | in_context.py | in_context
+- nearest[chosen] = np.inf
+-         chosen.append(int(nearest.argmin()))
++ nearest[chosen] = -np.inf
++         chosen.append(int(nearest.argmax()))
+
+in context: diverse forgets all but the first | in_context.py | in_context
+- (vectors @ vectors[chosen].T).max(axis=1)
++ (vectors @ vectors[chosen[:1]].T).max(axis=1)
+
+in context: a padded place answers | in_context.py | in_context
+- [len(tokens) - 1 for tokens in new]
++ [idx.shape[1] - 1] * len(new)
+
+in context: a label without its space | in_context.py | in_context
+- model.tokenizer.encode(f" {label}")
++ model.tokenizer.encode(label)
+
+in context: batches come back in the order of length | in_context.py | in_context
+- out[batch] = last
++ out[sorted(batch)] = last
+
+in context: calibration adds the preference | in_context.py | in_context
+- return scores - np.log(prior)
++ return scores + np.log(prior)
+
+in context: the other tokens count in the preference | in_context.py | in_context
+- np.exp(bias - np.logaddexp.reduce(bias, axis=1, keepdims=True)).mean(axis=0)
++ np.exp(bias.mean(axis=0))
+
+in context: the heads stay silent | in_context.py | in_context
+- stack.callback(handle.remove)
++ pass
+
+in context: one head of a layer stays | in_context.py | in_context
+- heads[..., gone, :] = 0
++ heads[..., gone[:1], :] = 0
+
 GPTQ: the error is not handed on beyond its block | gptq.py | gptq
 - w[:, j:].addmm_(errors, u[i:j, j:], alpha=-1)
 + pass

@@ -25,6 +25,7 @@ long_context        the network of the long run at four times its window (chapte
 parameter_efficient ways to tune few weights, on the same instructions (chapter Parameter-efficient tuning)
 quantization        the long run's network and the LLM with 8 to 2 bits a weight (chapter Parameter-efficient tuning)
 instruction_tuning  the packaged LLM, tuned on instructions in several ways (chapter Instruction tuning)
+in_context          labels that the LLM gives, by number, order, choice and labels of demonstrations, and without heads
 evaluation_card     the report card of the packaged LLM, by its command (chapter Evaluation in full)
 evaluation_forms    one task in several forms and orders (chapter Evaluation in full)
 evaluation_judge    the packaged LLM as a judge of two answers, in both orders (chapter Evaluation in full)
@@ -1294,8 +1295,16 @@ RATES = {  # learning rates that were tried
 }
 PASSES = (
     ("all weights", 1e-4),
+    ("all weights", 3e-5),
     ("LoRA, rank 8, queries and values", 1e-2),
+    ("LoRA, rank 8, queries and values", 2e-3),
     ("LoRA, rank 32, all layers", 2e-3),
+    ("LoRA, rank 32, all layers", 3e-4),
+    ("adapters, width 16", 2e-3),
+    ("adapters, width 16", 5e-4),
+    ("prefix, 20 tokens", 5e-2),
+    ("prefix, 20 tokens", 1e-2),
+    ("prompt, 20 tokens", 0.1),
 )
 
 
@@ -1431,6 +1440,197 @@ def quantization() -> dict[str, Run]:
         for method in ("round to nearest", "GPTQ"):
             for bits, group in settings:
                 runs[f"{model_name}, {method}, {bits} bits, group {group}"] = few_bits(model_name, method, bits, group)
+    return runs
+
+
+# ---- in_context: what the LLM answers, as the numbers of the labels in one string, before and after calibration ----
+
+
+def shown_demonstrations(name: str, k: int, draw: int, how: str, drawn: str = "balanced") -> list[tuple[str, str]]:
+    """k demonstrations of a task: as many of each label, or "random"; their labels as `how` says."""
+    from lmsurvey_code import in_context as ic
+
+    task, labels = ic.load_labelled(name), ic.labels_of(ic.load_labelled(name))
+    shown = ic.balanced(task, k, draw) if drawn == "balanced" else task.draw(k, draw)
+    if how == "symbols":
+        return [(question, ic.SYMBOLS[name][labels.index(label)]) for question, label in shown]
+    if how == "other texts":  # the labels stay, the questions are made up
+        words = ic.load_labelled("recall").demonstrations[:k]
+        return [(word, label) for (word, _), (_, label) in zip(words, shown, strict=True)]
+    return ic.relabelled(shown, labels, how, draw)
+
+
+def ask_items(name: str, prefixes: Any, how: str, drop: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
+    """The answers to all items of a task. `prefixes`: demonstrations for all, or one list of them for each item."""
+    from lmsurvey_code import in_context as ic
+
+    model, task = packaged(), ic.load_labelled(name)
+    asked = ic.SYMBOLS[name] if how == "symbols" else ic.labels_of(task)
+    with ic.without_heads(model.net, drop):
+        if prefixes and isinstance(prefixes[0], list):
+            prompts = [task.prompt(q, shown) for (q, _), shown in zip(task.items, prefixes, strict=True)]
+            scores = ic.label_scores(model, prompts, asked)
+            found = {"none": scores, "batch": ic.calibrated(scores, scores)}
+        else:
+            empty = ["N/A", *ic.random_words(task)]
+            texts_ = [question for question, _ in task.items] + empty
+            scores = ic.label_scores(model, [task.prompt(text, prefixes) for text in texts_], asked)
+            scores, empty_scores = scores[: -len(empty)], scores[-len(empty) :]
+            found = {"none": scores, "batch": ic.calibrated(scores, scores)}
+            found["N/A"] = ic.calibrated(scores, empty_scores[:1])
+            found["domain"] = ic.calibrated(scores, empty_scores[1:])
+    right = [ic.labels_of(task).index(label) for _, label in task.items]
+    truth_nats = scores[range(len(right)), right] - np.logaddexp.reduce(scores, axis=1)
+    strings = {way: "".join(map(str, s.argmax(axis=1).tolist())) for way, s in found.items()}
+    return {"guesses": strings, "nats": round(-float(truth_nats.mean()), 4)}
+
+
+def ask_shown(k: int, draws: int, drop: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
+    """The task "recall": every demonstration of a prompt is asked again, in `draws` prompts; answers, true labels."""
+    from lmsurvey_code import in_context as ic
+
+    task = ic.load_labelled("recall")
+    labels = ic.labels_of(task)
+    guesses, batch, truth = "", "", ""
+    with ic.without_heads(packaged().net, drop):
+        for draw in range(draws):
+            shown = ic.balanced(task, k, draw)
+            scores = ic.label_scores(packaged(), [task.prompt(question, shown) for question, _ in shown], labels)
+            guesses += "".join(map(str, scores.argmax(axis=1).tolist()))
+            batch += "".join(map(str, ic.calibrated(scores, scores).argmax(axis=1).tolist()))
+            truth += "".join(str(labels.index(label)) for _, label in shown)
+    return {"guesses": {"none": guesses, "batch": batch}, "truth": truth}
+
+
+@cache
+def nearest_demonstrations(name: str, k: int) -> tuple[tuple[int, ...], ...]:
+    """For each item, the k demonstrations most similar by the packaged encoder, the nearest one last."""
+    from lmsurvey_code import in_context as ic
+    from lmsurvey_code.masked import open_encoder
+
+    task = ic.load_labelled(name)
+    vectors = open_encoder(quiet=True).embed([question for question, _ in task.demonstrations + task.items])
+    pool = vectors[: len(task.demonstrations)]
+    return tuple(tuple(ic.most_similar(pool, vector, k)) for vector in vectors[len(pool) :])
+
+
+@cache
+def ranked_heads() -> list[tuple[int, int]]:
+    """All heads of the packaged LLM, (layer, head), by how much they attend as induction heads do."""
+    import torch
+
+    from lmsurvey_code.emergence import head_scores
+
+    net = packaged().net
+    made = torch.Generator().manual_seed(0)
+    rows = torch.randint(net.config.vocab_size, (8, 25), generator=made).repeat(1, 2)
+    with torch.inference_mode():
+        scores = head_scores(net, rows, 25)["prefix_matching"]
+    return [divmod(i, net.config.n_head) for i in scores.flatten().argsort(descending=True).tolist()]
+
+
+def dropped_heads(n: int, draw: int | None = None) -> list[tuple[int, int]]:
+    """The n best induction heads; with a `draw`, n others at random, from the same layers as many as there."""
+    best, rest = ranked_heads()[:n], ranked_heads()[32:]
+    if draw is None:
+        return best
+    rng, chosen = np.random.default_rng(draw), []
+    for layer, _ in best:
+        same = [head for head in rest if head[0] == layer and head not in chosen]
+        chosen.append(same[rng.integers(len(same))])
+    return chosen
+
+
+def in_context() -> dict[str, Run]:
+    """Number, order, choice and labels of demonstrations, for two tasks; recall; and the same without some heads."""
+    runs: dict[str, Run] = {}
+
+    def add(name: str, group: str, k: int, draw: int, how: str = "true", drawn: str = "balanced") -> None:
+        def run() -> dict[str, Any]:
+            shown = shown_demonstrations(name, k, draw, how, drawn)
+            about = {"task": name, "group": group, "k": k, "draw": draw, "how": how}
+            return about | {"shown": [label for _, label in shown]} | ask_items(name, shown, how)
+
+        runs[f"{name}, {group}: k={k} {how} draw={draw}"] = run
+
+    def add_order(name: str, order: int) -> None:
+        def run() -> dict[str, Any]:
+            one_set = shown_demonstrations(name, 8, 0, "true")
+            shown = [one_set[i] for i in np.random.default_rng(order).permutation(8)]
+            about = {"task": name, "group": "order", "k": 8, "draw": order, "how": "true"}
+            return about | {"shown": [label for _, label in shown]} | ask_items(name, shown, "true")
+
+        runs[f"{name}, order: {order}"] = run
+
+    def add_choice(name: str, choice: str, how: str) -> None:
+        def run() -> dict[str, Any]:
+            from lmsurvey_code import in_context as ic
+
+            task = ic.load_labelled(name)
+            labels, about = ic.labels_of(task), {"task": name, "group": "choice", "k": 8, "how": how, "choice": choice}
+            pool = ic.relabelled(task.demonstrations, labels, "random" if how == "random" else "true")
+            near = nearest_demonstrations(name, 8)
+            nearest = "".join(str(labels.index(pool[row[-1]][1])) for row in near)
+            if how == "symbols":
+                pool = [(question, ic.SYMBOLS[name][labels.index(label)]) for question, label in pool]
+            ordered = [row[::-1] if choice == "similar, nearest first" else row for row in near]
+            shown = [[pool[i] for i in row] for row in ordered]
+            return about | {"nearest": nearest} | ask_items(name, shown, how)
+
+        runs[f"{name}, choice: {choice}, {how}"] = run
+
+    def add_diverse(name: str, start: int) -> None:
+        def run() -> dict[str, Any]:
+            from lmsurvey_code import in_context as ic
+            from lmsurvey_code.masked import open_encoder
+
+            task = ic.load_labelled(name)
+            pool = open_encoder(quiet=True).embed([question for question, _ in task.demonstrations])
+            chosen = np.random.default_rng(start).permutation(ic.diverse(pool, 8, start))
+            shown = [task.demonstrations[i] for i in chosen]
+            about = {"task": name, "group": "choice", "k": 8, "draw": start, "how": "true", "choice": "diverse"}
+            return about | {"shown": [label for _, label in shown]} | ask_items(name, shown, "true")
+
+        runs[f"{name}, choice: diverse, start {start}"] = run
+
+    def add_heads(n: int, draw: int | None) -> None:
+        def run() -> dict[str, Any]:
+            drop = dropped_heads(n, draw)
+            found = {"recall": ask_shown(8, 25, drop)}
+            for asked, k, how in (("kinds", 0, "true"), ("kinds", 8, "true"), ("kinds", 32, "symbols")):
+                found[f"{asked}, k={k}, {how}"] = ask_items(asked, shown_demonstrations(asked, k, 0, how), how, drop)
+            return {"group": "heads", "n": n, "draw": draw, "heads": drop, "found": found}
+
+        runs[f"heads: {n} " + ("best" if draw is None else f"others draw={draw}")] = run
+
+    def add_recall(k: int) -> None:
+        runs[f"recall: k={k}"] = lambda: {"task": "recall", "group": "recall", "k": k} | ask_shown(k, 200 // k)
+
+    for draw in range(6):
+        for k in (0, 1, 2, 4, 8, 16) if draw == 0 else (1, 2, 4, 8, 16):
+            add("kinds", "number", k, draw, drawn="random")
+    for k in (4, 8, 16, 32):
+        add_recall(k)
+    for n, draw in ((0, None), (8, None), *((8, draw) for draw in range(5)), (4, None), (16, None)):
+        add_heads(n, draw)
+    for how in ("true", "random", "flipped", "symbols"):
+        for draw in range(5):
+            for k in (4, 8, 16, 32):
+                add("kinds", "labels", k, draw, how)
+    for draw in range(5):
+        for k in (4, 8, 16, 32):
+            add("sentiment", "labels", k, draw, "symbols")
+    for order in range(12):
+        add_order("kinds", order)
+    for name in ("kinds", "sentiment"):
+        for how in ("true", "random", "symbols"):
+            add_choice(name, "similar", how)
+        for start in range(5):
+            add_diverse(name, start)
+    for draw in range(5):
+        add("kinds", "labels", 8, draw, "other texts")
+        add("sentiment", "number", 8, draw, drawn="random")
+    add_choice("kinds", "similar, nearest first", "true")
     return runs
 
 
@@ -1582,6 +1782,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "parameter_efficient": parameter_efficient,
     "quantization": quantization,
     "instruction_tuning": instruction_tuning,
+    "in_context": in_context,
     "evaluation_card": lambda: {"card": report_card},
     "evaluation_forms": lambda: {
         "statement": form("statement"),
