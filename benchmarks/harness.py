@@ -27,11 +27,11 @@ def questions(n: int = N_ITEMS) -> list[Item]:
         document = documents[rng.integers(len(documents))]
         long = [text for text in document.paragraphs if len(text) > 250]
         text = long[rng.integers(len(long))][:250].rpartition(" ")[0]
-        others = sorted({d.year for d in documents} - {document.year})
-        years = [document.year, *rng.choice(others, 3, replace=False).tolist()]
-        choices = [f" In {years[j]}" for j in rng.permutation(4)]
-        context = f"{text} ...\nQuestion: In which year was this said?\nAnswer:"
-        items.append(Item(str(i), context, tuple(choices), choices.index(f" In {document.year}")))
+        years = sorted({document.year, *rng.choice([d.year for d in documents if d.year != document.year], 8).tolist()})
+        years = [document.year, *[year for year in years if year != document.year][:3]]
+        choices = [f" It was said in {years[j]}" for j in rng.permutation(4)]
+        context = f"{text} ...\nQuestion: When was this said?\nAnswer:"
+        items.append(Item(str(i), context, tuple(choices), choices.index(f" It was said in {document.year}")))
     return items
 
 
