@@ -703,6 +703,74 @@ report_card: marks of HTML pass | report_card.py | report_card
 report_card: quotes pass | report_card.py | report_card
 - quote=True
 + quote=False
+
+BM25: the length of a text does not count | retrieval.py | retrieval
+- lengths[columns] / lengths.mean()))
++ 1))
+
+BM25: a word counts once in a query | retrieval.py | retrieval
+- for word in words_of(query) if word in self.places):
++ for word in dict.fromkeys(words_of(query)) if word in self.places):
+
+search: of equal scores, the last | retrieval.py | retrieval
+- np.argsort(-scores[found], kind="stable")][:k]
++ np.argsort(-scores[found][::-1], kind="stable")][:k]
+
+search: ranks begin at zero | retrieval.py | retrieval
+- enumerate(ranking.tolist(), 1):
++ enumerate(ranking.tolist()):
+
+search: vectors of other texts are read | retrieval.py | retrieval
+- if (file.metadata() or {}).get("texts") != fingerprint(texts):
++ if False:
+
+passages: a long paragraph stays whole | retrieval.py | retrieval
+- if is_long else [paragraph]
++ if False else [paragraph]
+
+sandbox: a file can be opened | sandbox.py | sandbox
+- "exit_group": 231}
++ "exit_group": 231, "openat": 257}
+
+sandbox: a signal can be sent | sandbox.py | sandbox_attacks
+- "exit_group": 231}
++ "exit_group": 231, "kill": 62}
+
+sandbox: system calls of 32 bits | sandbox.py | sandbox_attacks
+- (IF_EQUAL, 1, 0, X86_64)
++ (IF_EQUAL, 1, 1, X86_64)
+
+sandbox: memory without a limit | sandbox.py | sandbox
+- "RLIMIT_AS": megabytes << 20
++ "RLIMIT_AS": megabytes << 26
+
+sandbox: the environment is passed on | sandbox.py | sandbox
+- env={}, cwd
++ cwd
+
+sandbox: an unfit machine runs the code | sandbox.py | sandbox
+- if (system, processor) != ("Linux", "x86_64") or
++ if False or
+
+calculator: products without a limit | agent.py | agent
+- if isinstance(value, complex) or abs(value) > 1e100:
++ if isinstance(value, complex):
+
+agent: a result may have several lines | agent.py | agent
+- result = " ".join(result.split())[:MAX_RESULT]
++ result = result[:MAX_RESULT]
+
+agent: the model's later lines count | agent.py | agent
+- .splitlines()[0].strip()
++ .splitlines()[-1].strip()
+
+answers: a number inside another is right | answering.py | answering
+- f" {plain(phrase)} " in f" {plain(text)} "
++ plain(phrase) in plain(text)
+
+answers: orders stay in the passage | answering.py | answering
+- if not ORDERS.search(s))
++ )
 """
 
 

@@ -26,6 +26,7 @@ parameter_efficient ways to tune few weights, on the same instructions (chapter 
 quantization        the long run's network and the LLM with 8 to 2 bits a weight (chapter Parameter-efficient tuning)
 instruction_tuning  the packaged LLM, tuned on instructions in several ways (chapter Instruction tuning)
 in_context          labels that the LLM gives, by number, order, choice and labels of demonstrations, and without heads
+retrieval           answers with and without passages, with orders planted in them, and with tools (Tools and retrieval)
 evaluation_card     the report card of the packaged LLM, by its command (chapter Evaluation in full)
 evaluation_forms    one task in several forms and orders (chapter Evaluation in full)
 evaluation_judge    the packaged LLM as a judge of two answers, in both orders (chapter Evaluation in full)
@@ -1634,6 +1635,156 @@ def in_context() -> dict[str, Run]:
     return runs
 
 
+# ---- retrieval: what the LLM answers; an answer a question, in the order of `load_questions` ----
+
+N_ATTACKED = 50  # of the questions that are not for choosing settings
+
+
+@cache
+def engines() -> tuple[Any, Any]:
+    """The search by words and the search by meaning, over all passages."""
+    from lmsurvey_code import retrieval as rt
+    from lmsurvey_code.masked import open_encoder
+
+    texts_ = [str(passage) for passage in rt.corpus_passages()]
+    return rt.BM25(texts_), rt.Dense(rt.load_vectors(rt.VECTORS, texts_), open_encoder(quiet=True))
+
+
+def three_best(question: str) -> dict[str, list[int]]:
+    """The numbers of the three best passages by each of three searches."""
+    from lmsurvey_code.retrieval import fuse
+
+    by_words, by_meaning = (engine.search(question, 100) for engine in engines())
+    lists = {"BM25": by_words[:3], "dense": by_meaning[:3], "hybrid": fuse([by_words, by_meaning], 3)}
+    return {name: found.tolist() for name, found in lists.items()}
+
+
+def shown_part(question: str, number: int) -> str:
+    """What the LLM gets to see of a passage: the two sentences that fit the question best."""
+    from lmsurvey_code.answering import focus
+    from lmsurvey_code.retrieval import corpus_passages
+
+    return focus(question, corpus_passages()[number].text)
+
+
+def right_passage(question: Any) -> int:
+    """The number of the passage that holds the evidence of an answered question."""
+    from lmsurvey_code.retrieval import corpus_passages
+
+    return next(passage.number for passage in corpus_passages() if question.evidence in passage.text)
+
+
+def written(prompts: list[str], max_new_tokens: int = 12) -> dict[str, Any]:
+    """What the LLM writes after each prompt, and log p of it."""
+    from lmsurvey_code.answering import write_answers
+
+    found = write_answers(packaged(), prompts, max_new_tokens)
+    return {"answers": [a.text for a in found], "log_probs": [round(a.log_prob, 3) for a in found]}
+
+
+def closed_book(refuse: bool) -> Run:
+    """All questions without a passage."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.answering import closed_prompt, load_questions
+
+        return written([closed_prompt(question.text, refuse) for question in load_questions()])
+
+    return run
+
+
+def one_at_a_time() -> dict[str, Any]:
+    """Each question with each passage that one of the searches puts among its three best, and with the right one."""
+    from lmsurvey_code.answering import load_questions, passage_prompt
+
+    pairs = []
+    for i, question in enumerate(load_questions()):
+        numbers = [number for found in three_best(question.text).values() for number in found]
+        if question.kind == "answered":
+            numbers.append(right_passage(question))
+        pairs += [(i, question.text, number) for number in dict.fromkeys(numbers)]
+    prompts = [passage_prompt(text, shown_part(text, number)) for _, text, number in pairs]
+    return {"pairs": [[i, number] for i, _, number in pairs]} | written(prompts)
+
+
+def together() -> dict[str, Any]:
+    """The three best passages in one prompt, with numbers that an answer shall cite."""
+    from lmsurvey_code.answering import load_questions, numbered_prompt
+
+    asked = [question.text for question in load_questions()]
+    numbers = [three_best(text)["BM25"] for text in asked]
+    shown = [[shown_part(text, n) for n in found] for text, found in zip(asked, numbers, strict=True)]
+    prompts = [numbered_prompt(text, parts) for text, parts in zip(asked, shown, strict=True)]
+    return {"numbers": numbers} | written(prompts, 16)
+
+
+def may_refuse() -> dict[str, Any]:
+    """The best passage by BM25, with the instruction and examples to say that the answer is not known."""
+    from lmsurvey_code.answering import load_questions, passage_prompt
+
+    asked = [question.text for question in load_questions()]
+    numbers = [three_best(text)["BM25"][0] for text in asked]
+    shown = [shown_part(text, number) for text, number in zip(asked, numbers, strict=True)]
+    return {"numbers": numbers} | written(
+        [passage_prompt(q, t, refuse=True) for q, t in zip(asked, shown, strict=True)]
+    )
+
+
+def attacked(attack: str, defence: str) -> Run:
+    """The right passage with an order planted in it, or not; as it is, between marks, or without such sentences."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.answering import drop_orders, load_questions, passage_prompt, plant, to_choose
+
+        asked = [q for q, chosen in zip(load_questions(), to_choose(load_questions()), strict=True) if not chosen]
+        asked = [question for question in asked if question.kind == "answered"][:N_ATTACKED]
+        prompts = []
+        for question in asked:
+            shown = shown_part(question.text, right_passage(question))
+            shown = shown if attack == "none" else plant(attack, question.text, shown)
+            shown = drop_orders(shown) if defence == "dropped" else shown
+            prompts.append(passage_prompt(question.text, shown, marks=defence == "marks"))
+        return {"attack": attack, "defence": defence} | written(prompts)
+
+    return run
+
+
+def with_tools(names: tuple[str, ...], task: str) -> Run:
+    """Logs of the agent with some tools: 100 questions of arithmetic, or 50 of these and 50 about the addresses."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code import agent as ag
+        from lmsurvey_code.answering import load_questions, search_tool, to_choose
+        from lmsurvey_code.retrieval import corpus_passages
+
+        engine, passages = engines()[0], [passage.text for passage in corpus_passages()]
+        tools = {"calculate": ag.calculate, "python": ag.python, "search": search_tool(engine, passages)}
+        asked = [question for question, _ in ag.word_problems(100)]
+        if task == "mixed":
+            questions = zip(load_questions(), to_choose(load_questions()), strict=True)
+            asked = asked[:50] + [q.text for q, chosen in questions if not chosen and q.kind == "answered"][:50]
+        intro, chosen_tools = ag.worked_examples(names), {name: tools[name] for name in names}
+        agents = [ag.agent(question, chosen_tools, intro) for question in asked]
+        return {"logs": ag.run_agents(agents, lambda prompts: written(prompts, 24)["answers"])}
+
+    return run
+
+
+def retrieval() -> dict[str, Run]:
+    """Closed book and open book, refusals, attacks and defences, tools."""
+    runs: dict[str, Run] = {"closed book": closed_book(False), "closed book, may refuse": closed_book(True)}
+    runs |= {"one passage at a time": one_at_a_time, "three passages together": together}
+    runs["one passage, may refuse"] = may_refuse
+    for attack in ("none", "order", "false fact", "form", "other words"):
+        for defence in ("none", "marks", "dropped"):
+            runs[f"attack: {attack}, defence: {defence}"] = attacked(attack, defence)
+    runs["arithmetic: no tool"] = with_tools((), "arithmetic")
+    runs["arithmetic: calculate"] = with_tools(("calculate",), "arithmetic")
+    runs["arithmetic: python"] = with_tools(("python",), "arithmetic")
+    runs["mixed: calculate, search"] = with_tools(("calculate", "search"), "mixed")
+    return runs
+
+
 # ---- evaluation in full ----
 
 LETTERS = (" A", " B", " C", " D")
@@ -1783,6 +1934,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "quantization": quantization,
     "instruction_tuning": instruction_tuning,
     "in_context": in_context,
+    "retrieval": retrieval,
     "evaluation_card": lambda: {"card": report_card},
     "evaluation_forms": lambda: {
         "statement": form("statement"),
