@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lmsurvey_code.adaptation import UNSEEN
 from lmsurvey_code.corpus import load_corpus, texts
 from tools.make_instructions import COLUMNS, rule_rows
 
@@ -176,13 +177,17 @@ def test_a_word_to_classify_is_in_no_input_of_one_word():
 
 
 def test_test_items_of_other_chapters_are_not_used():
-    items = set()
+    """Nor words of "kinds" in what a training sees; pairs of "test", which none sees, ask for the kind of some."""
+    items, kinds = set(), set()
     for file in sorted((DATA / "tasks").glob("*.tsv")):
         for line in file.read_text(encoding="utf-8").splitlines()[1:]:
-            given, answer = line.split("\t")
-            items |= {(plain(given), plain(answer))}
+            *_, given, answer = line.split("\t")  # the facts have their relation first
+            (kinds if file.stem == "kinds" else items).add((plain(given), plain(answer)))
     assert len(items) > 1000
+    assert len(kinds) == 280
     assert not items & {(plain(row["input"]), plain(row["output"])) for row in ROWS + SEEDS}
+    seen = [row for row in ROWS if row["kind"].partition("/")[0] not in UNSEEN["test"]]
+    assert not kinds & {(plain(row["input"]), plain(row["output"])) for row in seen + SEEDS}
     sentences = {given for given, _ in items if " " in given}
     assert not sentences & {plain(row["input"]) for row in ROWS + SEEDS}
 

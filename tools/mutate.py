@@ -532,6 +532,42 @@ endpoint: Retry-After ignored | hosted.py | endpoint
 - 2.0**i if seconds is None else seconds
 + 2.0**i
 
+endpoint: the newer name of the length forgotten | hosted.py | asking
+- self._length_name = NEWER_LENGTH_NAME
++ pass
+
+endpoint: a count below zero is believed | hosted.py | asking
+- if isinstance(n, int) and n >= 0 else None
++ if n is not None else None
+
+asking: every draw has the first reply | asking.py | asking
+- "draw": draw}
++ "draw": 0}
+
+asking: a cut line stays | asking.py | asking
+- file.truncate(len(whole) + bool(whole))
++ pass
+
+asking: a failure is charged nothing | asking.py | asking
+- self.spent += cost
++ self.spent += cost if cost < most else 0
+
+asking: what is under way is not counted | asking.py | asking
+- self.cap - self.spent - self._under_way
++ self.cap - self.spent
+
+asking: characters in place of bytes | asking.py | asking
+- len(text.encode()) + MARKS
++ len(text)
+
+asking: no pause | asking.py | asking
+- self._free_at = start + self._every
++ pass
+
+asking: after an error the others are sent | asking.py | asking
+- if failed.is_set():
++ if False:
+
 endpoint: a refused key tried again | hosted.py | endpoint
 - if error.code in RETRIED_STATUS:
 + if error.code in (*RETRIED_STATUS, 401):
