@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbval.plugin import get_sanitize_patterns
 
 from tools import notebooks, rules, staleness, stamps
 
@@ -340,6 +341,28 @@ def test_a_cell_that_raises_leaves_the_notebook_as_it_was(book: Path, capfd: pyt
     assert "ZeroDivisionError" in capfd.readouterr().err
     assert book.read_bytes() == before
     assert [path.name for path in book.parent.iterdir()] == ["small.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("path", "same"),
+    [
+        ("L 36.2 172.378207 ", True),
+        ("L 36.2 172.37821 ", True),
+        ("L 36.2 172.478211 ", False),
+        ("L 36.3 172.378211 ", False),
+        ("L 36.2 173.378211 ", False),
+        ('x="36.2"', False),
+    ],
+)
+def test_figures_are_the_same_when_they_look_the_same(path: str, same: bool) -> None:
+    def compared(text: str) -> str:
+        for pattern, by in get_sanitize_patterns(notebooks.SAME_FIGURE.read_text(encoding="utf-8")):
+            text = re.sub(pattern, by, text)
+        return text
+
+    assert (compared(path) == compared("L 36.2 172.378211 ")) == same
+    assert compared('x="36.21" y="4"') == compared('x="36.22" y="4"') != compared('x="36.31" y="4"')
+    assert compared("2.591 bits per byte") == "2.591 bits per byte"
 
 
 def test_a_run_over_its_limit_is_stopped() -> None:

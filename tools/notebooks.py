@@ -37,6 +37,7 @@ from tools import rules, site, staleness, stamps
 
 ROOT = site.ROOT
 BOOK = ROOT / "book"
+SAME_FIGURE = ROOT / "tools" / "nbval.txt"
 SECONDS = 180  # a notebook takes at most 150 s on two quiet cores; a busy machine gets a fifth more
 SECONDS_PORTABLE = 400
 MEMORY_MB = 6000
@@ -290,7 +291,8 @@ def nbval_one(path: Path, wheel: Path, limit: float, environment: dict[str, str]
         (folder / "work").mkdir()
         nbformat.write(expanded(nb), folder / "work" / path.name)
         command = [python, "-m", "pytest", "-q", "--no-header", "--tb=short", "--color=no", "-p", "no:cacheprovider"]
-        command += ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={limit}", path.name]
+        command += ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={limit}"]
+        command += [f"--nbval-sanitize-with={SAME_FIGURE}", path.name]
         settings = {"LMSURVEY_WHEEL": str(wheel), "IPYTHONDIR": str(folder / "ipython"), **environment}
         pip = {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}  # the wheel must need nothing more
         everything = clean_environment(**settings, **pip)
