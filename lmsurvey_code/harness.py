@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmsurvey_code.files import whole_file
 from lmsurvey_code.transformer import Transformer
 
 BATCH_TOKENS, BATCH_ROWS = 4096, 32  # of one pass, at most
@@ -150,16 +149,6 @@ def _item(line: str) -> Item:
     return Item(row["id"], row["context"], tuple(choices), answer)
 
 
-def write_task_file(task: EvalTask, path: str | Path) -> None:
-    """The items of a task as a file that `load_task_file` reads."""
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
-        for item in task.items:
-            row = {"id": item.id, "context": item.context, "choices": item.choices, "answer": item.answer}
-            if not task.is_choice:
-                row = {"id": item.id, "prompt": item.context, "target": item.target}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
 # ---- reading and writing ----
 
 Unit = tuple[int, tuple[int, ...], list[tuple[int, list[int]]]]  # item, context, (number of the choice, its tokens)
@@ -222,40 +211,59 @@ def _read(net: Any, idx: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
     return net._read(idx, new), new
 
 
+def _same_start(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with, short of a whole row."""
+    same = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))))
+    return min(same, min(map(len, rows)) - 1)
+
+
 def _shared_state(model: Any, texts: Sequence[Sequence[int]]) -> tuple[int, Any]:
     """How many tokens all texts begin with, short of a whole text, and the state after them."""
     if not isinstance(model.net, Transformer) or not texts:
         return 0, None
-    n = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False))))
-    n = min(n, min(map(len, texts)) - 1)
+    n = _same_start(texts)
     return n, _read(model.net, torch.tensor([texts[0][:n]], device=model.device), None)[1] if n else None
+
+
+def _log_probs(net: Any, hidden: torch.Tensor, targets: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Sums (B,) in float64 of the log-probabilities of the targets (B, T) that count, from hidden states (B, T, C)."""
+    found = net.logits(hidden[counts]).float().log_softmax(-1)  # (targets that count, V)
+    each = torch.zeros(counts.shape, dtype=torch.float64, device=counts.device)
+    each[counts] = found.gather(1, targets[counts][:, None])[:, 0].double()
+    return each.sum(1)
 
 
 @torch.inference_mode()
 def _in_shared_contexts(model: Any, units: list[Unit]) -> Iterator[tuple[Unit, list[float]]]:
-    """Each context once; then all its answers side by side, filled up at the right, where nothing is seen."""
+    """Each context once, and what all its answers begin with; then the rest of all answers side by side.
+
+    They are filled up at the right, where nothing is seen.
+    """
     net, device = model.net, model.device
     n_shared, shared = _shared_state(model, [context for _, context, _ in units])
-    for batch in _batches(range(len(units)), lambda u: len(units[u][1])):
-        idx = torch.tensor([units[u][1][n_shared:] for u in batch], device=device)  # (B, T)
+    answers = [[tokens for _, tokens in choices] for _, _, choices in units]
+    n_same = [_same_start(row) for row in answers]
+    texts = [[*units[u][1], *row[0][: n_same[u]]] for u, row in enumerate(answers)]
+    for batch in _batches(range(len(units)), lambda u: len(texts[u])):
+        idx = torch.tensor([texts[u][n_shared:] for u in batch], device=device)  # (B, T)
         hidden, state = _read(net, idx, net.repeat(shared, len(batch)) if shared else None)
+        same = torch.tensor([[n_same[u]] for u in batch], device=device)
+        counts = torch.arange(1, idx.size(1), device=device) >= idx.size(1) - same  # (B, T - 1)
+        start = _log_probs(net, hidden[:, :-1], idx[:, 1:], counts)
         first = net.logits(hidden[:, -1]).float().log_softmax(-1)  # (B, V)
-        n = max(len(units[u][2]) for u in batch)
-        answers = [[tokens for _, tokens in units[u][2]] for u in batch]
-        answers = [tokens + [tokens[0]] * (n - len(tokens)) for tokens in answers]  # n for each; the last may be twice
-        flat = [tokens for row in answers for tokens in row]
+        n = max(len(answers[u]) for u in batch)
+        rest = [answers[u] + answers[u][:1] * (n - len(answers[u])) for u in batch]  # n each; the first may come again
+        flat = [tokens[n_same[u] :] for u, row in zip(batch, rest, strict=True) for tokens in row]
         values = first.repeat_interleave(n, 0)[range(len(flat)), [tokens[0] for tokens in flat]].double()
+        values = values + start.repeat_interleave(n, 0)
         longest = max(map(len, flat))
         if longest > 1:
             filled = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in flat], device=device)
             hidden, _ = _read(net, filled[:, :-1], net.repeat(state, n))  # (B n, T, C)
-            counted = torch.arange(1, longest, device=device) < torch.tensor([[len(t)] for t in flat], device=device)
-            found = net.logits(hidden[counted]).float().log_softmax(-1)  # (tokens that count, V)
-            each = torch.zeros(counted.shape, dtype=torch.float64, device=device)
-            each[counted] = found.gather(1, filled[:, 1:][counted][:, None])[:, 0].double()
-            values = values + each.sum(1)
+            counts = torch.arange(1, longest, device=device) < torch.tensor([[len(t)] for t in flat], device=device)
+            values = values + _log_probs(net, hidden, filled[:, 1:], counts)
         for u, row in zip(batch, values.view(len(batch), n).tolist(), strict=True):
-            yield units[u], row[: len(units[u][2])]
+            yield units[u], row[: len(answers[u])]
 
 
 @torch.inference_mode()
@@ -421,9 +429,7 @@ def right(task: EvalTask, answers: Sequence[Answer], normalised: bool = False) -
     """Which answers are right, (n_items,) of 0 and 1; `normalised`: log-probabilities per character of the choice."""
     if not task.is_choice:
         return np.array([task.judge(a.text, item.target) for a, item in zip(answers, task.items, strict=True)], float)
-    return np.array(
-        [p == item.answer for p, item in zip(chosen(task, answers, normalised), task.items, strict=True)], float
-    )
+    return (np.array(chosen(task, answers, normalised)) == [item.answer for item in task.items]).astype(float)
 
 
 def chosen(task: EvalTask, answers: Sequence[Answer], normalised: bool = False) -> list[int]:

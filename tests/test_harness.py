@@ -23,7 +23,6 @@ from lmsurvey_code.harness import (
     pair_tokens,
     read_answers,
     right,
-    write_task_file,
 )
 from lmsurvey_code.language_model import continuation_log_prob
 from lmsurvey_code.llm import GGUF_FILE, SMOLLM2, open_llm
@@ -31,6 +30,14 @@ from lmsurvey_code.neural import NeuralLM
 from lmsurvey_code.tokenizers import ByteTokenizer
 from lmsurvey_code.training import set_seed
 from lmsurvey_code.transformer import Transformer, TransformerConfig
+
+
+def write_task_file(task, path):
+    """The items of a task as a file that `load_task_file` reads."""
+    rows = [{"id": i.id, "context": i.context, "choices": i.choices, "answer": i.answer} for i in task.items]
+    if not task.is_choice:
+        rows = [{"id": i.id, "prompt": i.context, "target": i.target} for i in task.items]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture

@@ -657,12 +657,16 @@ harness: the end of a context is cut | harness.py | harness
 + before = before[: model.block_size + 1 - len(after)]
 
 harness: filled places count | harness.py | harness
-- counted = torch.arange(1, longest, device=device) < torch
-+ counted = torch.arange(1, longest, device=device) <= torch
+- counts = torch.arange(1, longest, device=device) < torch
++ counts = torch.arange(1, longest, device=device) <= torch
 
 harness: the shared beginning is read twice | harness.py | harness
-- idx = torch.tensor([units[u][1][n_shared:] for u in batch], device=device)
-+ idx = torch.tensor([units[u][1] for u in batch], device=device)
+- idx = torch.tensor([texts[u][n_shared:] for u in batch], device=device)
++ idx = torch.tensor([texts[u] for u in batch], device=device)
+
+harness: what answers begin with is free | harness.py | harness
+- values = values + start.repeat_interleave(n, 0)
++ pass
 
 harness: the last stop alone counts | harness.py | harness
 - done[b] = before_stop(text, stop)
