@@ -423,8 +423,8 @@ adaptation: the end of an answer is not learned | adaptation.py | adaptation -k 
 + model.start_token + 1]
 
 adaptation: unseen tasks are trained on | adaptation.py | adaptation -k splits
-- "tasks": ("count", "words"),
-+ "tasks": ("count",),
+- if item.cluster in clusters), "train")
++ if item.cluster == clusters[0]), "train")
 
 adaptation: an answer with more around it is right | adaptation.py | adaptation -k alone
 - return found == right
