@@ -462,6 +462,58 @@ prompt: packed examples after the first have none | parameter_efficient.py | par
 - n * begins.cumsum(1)  # (B, T)
 + n * begins.cumsum(1).clamp(max=1)  # (B, T)
 
+alignment: a safe request may be refused | alignment.py | alignment -k good
+- else not is_refusal(answer) and n_words >= 3
++ else n_words >= 3
+
+alignment: the goal forgets the length | alignment.py | alignment -k goal
+- return n_words <= LONGEST and not is_refusal(answer)
++ return not is_refusal(answer)
+
+alignment: the end token is not counted | alignment.py | alignment -k rows
+- written = [[*encode(a), end] if isinstance
++ written = [[*encode(a)] if isinstance
+
+alignment: log p of the token before | alignment.py | alignment -k rows
+- rows.tokens[:, 1:][counted], reduction
++ rows.tokens[:, :-1][counted], reduction
+
+alignment: DPO without its reference | alignment.py | alignment -k hand
+- bradley_terry_loss(beta * (chosen - ref_chosen),
++ bradley_terry_loss(beta * chosen,
+
+alignment: KL the wrong way round | alignment.py | alignment -k k3
+- return d.exp() - d - 1
++ return (-d).exp() + d - 1
+
+alignment: what is clipped is not the worse | alignment.py | alignment -k hand
+- return -torch.minimum(ratio
++ return -torch.maximum(ratio
+
+alignment: groups are mixed | alignment.py | alignment -k hand
+- (rewards - rewards.mean(1, keepdim=True)) /
++ (rewards - rewards.mean()) /
+
+alignment: an advantage looks past the end | alignment.py | alignment -k advantages
+- values[:, t] * counted[:, t]
++ values[:, t]
+
+alignment: tokens count alike in all answers | alignment.py | alignment -k hand
+- ((x * counted).sum(1) / counted.sum(1)).mean()
++ ((x * counted).sum() / counted.sum())
+
+alignment: rewards come back in another order | alignment.py | alignment -k order
+- found[order.argsort()].cpu()
++ found.cpu()
+
+alignment: best of n takes the worst | alignment.py | alignment -k best
+- np.argsort(rewards, kind="stable")
++ np.argsort(-np.asarray(rewards), kind="stable")
+
+alignment: KL costs nothing | alignment.py | alignment -k price
+- paid = -rl.kl_weight * kl
++ paid = 0.0 * kl
+
 in context: a label is flipped to itself | in_context.py | in_context
 - "flipped": (i + 1) % len(labels)
 + "flipped": (i + len(labels)) % len(labels)

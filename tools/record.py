@@ -25,6 +25,7 @@ long_context        the network of the long run at four times its window (chapte
 parameter_efficient ways to tune few weights, on the same instructions (chapter Parameter-efficient tuning)
 quantization        the long run's network and the LLM with 8 to 2 bits a weight (chapter Parameter-efficient tuning)
 instruction_tuning  the packaged LLM, tuned on instructions in several ways (chapter Instruction tuning)
+alignment           a reward model, best of n, DPO, PPO and GRPO on the packaged LLM (chapter Alignment)
 in_context          labels that the LLM gives, by number, order, choice and labels of demonstrations, and without heads
 retrieval           answers with and without passages, with orders planted in them, and with tools (Tools and retrieval)
 evaluation_card     the report card of the packaged LLM, by its command (chapter Evaluation in full)
@@ -34,6 +35,7 @@ emergence           copying, modular addition and addition, measured while small
 """
 
 import ast
+import copy
 import inspect
 import json
 import math
@@ -1391,6 +1393,202 @@ def parameter_efficient() -> dict[str, Run]:
     return runs
 
 
+# ---- alignment ----
+
+REWARD_STEPS, DPO_STEPS, RL_STEPS = 62, 62, 24  # of 8 pairs, or of 8 answers to 4 questions
+ALIGN_RATE = 1e-3  # of LoRA of rank 8 on queries and values, in all of these runs
+
+
+def align_config(n_steps: int, batch_size: int = 8, seed: int = 0) -> Any:
+    """How all of these runs learn."""
+    from lmsurvey_code.training import TrainConfig
+
+    return TrainConfig(n_steps, batch_size, 1, ALIGN_RATE, warmup=min(4, n_steps // 4), decay=0.5, seed=seed)
+
+
+def pairs_right(reward: Any) -> list[list[Any]]:
+    """Of each pair of "test": its kind, and by how much the reward of the chosen answer is higher."""
+    from lmsurvey_code.alignment import load_pairs
+
+    pairs = load_pairs("test")
+    chosen, rejected = (
+        reward.score([p.question for p in pairs], [getattr(p, name) for p in pairs]) for name in ("chosen", "rejected")
+    )
+    return [[p.kind, round(float(d), 3)] for p, d in zip(pairs, chosen - rejected, strict=True)]
+
+
+def fitted_reward(n_steps: int, n_pairs: int | None = None, seed: int = 0) -> tuple[Any, list[float]]:
+    """A reward model after so many steps on the first `n_pairs` of "train", and its losses."""
+    from lmsurvey_code.alignment import RewardModel, fit_reward, load_pairs
+    from lmsurvey_code.parameter_efficient import adapted, add_lora
+    from lmsurvey_code.training import set_seed
+
+    set_seed(seed)
+    reward = RewardModel(adapted(packaged(), add_lora))
+    losses = fit_reward(reward, load_pairs("train")[:n_pairs], align_config(n_steps))
+    return reward, [round(loss, 4) for loss in losses]
+
+
+def reward_model(n_steps: int, n_pairs: int | None = None) -> Run:
+    """A reward model; the one on all pairs of "train" is kept as a file of the book."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.alignment import DATA
+        from lmsurvey_code.parameter_efficient import save_learned
+
+        reward, losses = fitted_reward(n_steps, n_pairs)
+        if n_pairs is not None:
+            return {"losses": losses}
+        save_learned(reward, DATA / "reward_model.safetensors")
+        return {"losses": losses, "margins": pairs_right(reward)}
+
+    return run
+
+
+def best_of_many(n_questions: int = 24, n: int = 64, n_few: int = 50) -> Run:
+    """n answers of the untuned LLM to each of some questions of "test", with two rewards and the goal.
+
+    The second reward model has seen only the first `n_few` pairs.
+    """
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code.alignment import is_good, judged_questions, load_reward, sample_answers, texts_of, writer
+
+        model, questions = packaged(), judged_questions("test")[:n_questions]
+        texts = texts_of(model, sample_answers(writer(model), questions, n))
+        asked = [question for question in questions for _ in range(n)]
+        few, losses = fitted_reward(24, n_few)
+        row: dict[str, Any] = {"n": n, "n_few": n_few, "losses": losses, "margins_few": pairs_right(few)}
+        row["good"] = [int(is_good(q, t)) for q, t in zip(asked, texts, strict=True)]
+        for name, reward in (("reward", load_reward(model)), ("reward_few", few)):
+            scores = reward.score(asked, texts)
+            row[name] = [round(float(score), 3) for score in scores]
+            best = scores.reshape(-1, n).argmax(1)
+            row[f"best_{name}"] = [texts[i * n + j] for i, j in enumerate(best)]
+        return row
+
+    return run
+
+
+def aligned(method: str, n_steps: int, kl_weight: float = 0.05, n_pairs: int | None = None) -> Run:
+    """The packaged LLM after "DPO", or after "PPO" or "GRPO" with the reward model; or "untuned".
+
+    Unless `n_pairs` bounds the pairs of DPO: what it writes to the questions of "test", drawn and most likely, with
+    the reward, the goal, and the KL to the untuned LLM in nats per answer; and bits per byte of a text of valid.
+    """
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code import alignment as al
+        from lmsurvey_code.parameter_efficient import adapted, add_lora
+        from lmsurvey_code.training import set_seed
+
+        set_seed(0)
+        base, row = packaged(), {"method": method, "n_steps": n_steps, "kl_weight": kl_weight}
+        model, reward = adapted(base, add_lora), al.load_reward(base)
+        if method == "DPO":
+            losses = al.fit_dpo(model, base, al.load_pairs("train")[:n_pairs], align_config(n_steps))
+            row["losses"] = [round(loss, 4) for loss in losses]
+        elif method != "untuned":
+            goals = []
+
+            def followed(questions: Sequence[str], texts: Sequence[str]) -> Any:
+                goals.append(float(np.mean([al.is_good(q, t) for q, t in zip(questions, texts, strict=True)])))
+                return reward.score(questions, texts)
+
+            rl = al.RLConfig(method.lower(), kl_weight=kl_weight)
+            questions = al.judged_questions("train")
+            history = al.reinforce(model, base, questions, followed, align_config(n_steps, 4), rl)
+            row["history"] = [step | {"good": round(goal, 4)} for step, goal in zip(history, goals, strict=True)]
+        return row | judged_writing(model, base, reward) if n_pairs is None else row
+
+    return run
+
+
+def gentle_dpo(learning_rate: float) -> Run:
+    """DPO as in `aligned`, with another learning rate."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code import alignment as al
+        from lmsurvey_code.parameter_efficient import adapted, add_lora
+        from lmsurvey_code.training import set_seed
+
+        set_seed(0)
+        base = packaged()
+        model, config = adapted(base, add_lora), replace(align_config(DPO_STEPS), learning_rate=learning_rate)
+        losses = [round(loss, 4) for loss in al.fit_dpo(model, base, al.load_pairs("train"), config)]
+        row = {"method": "DPO", "n_steps": DPO_STEPS, "learning_rate": learning_rate, "losses": losses}
+        return row | judged_writing(model, base, al.load_reward(base))
+
+    return run
+
+
+def imitated(learning_rate: float | None = None) -> Run:
+    """The packaged LLM tuned on the chosen answers alone; and, with a learning rate, by DPO after that."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code import alignment as al
+        from lmsurvey_code.parameter_efficient import adapted, add_lora
+        from lmsurvey_code.training import set_seed
+
+        set_seed(0)
+        base, pairs = packaged(), al.load_pairs("train")
+        model, config = adapted(base, add_lora), align_config(DPO_STEPS)
+        rows = al.rows_of(base, [p.question for p in pairs], [p.chosen for p in pairs])
+
+        def loss_of(some: Any) -> Any:
+            return -al.mean_of_answers(al.log_probs(model.net, some)[0], some.counted[:, 1:])
+
+        losses = al.learn(model.net, config, lambda step: rows[step * 8 : step * 8 + 8], loss_of, base.device)
+        if learning_rate is not None:
+            reference = copy.deepcopy(model)
+            losses += al.fit_dpo(model, reference, pairs, replace(config, learning_rate=learning_rate))
+        row = {
+            "method": "chosen answers",
+            "learning_rate": learning_rate,
+            "losses": [round(loss, 4) for loss in losses],
+        }
+        return row | judged_writing(model, base, al.load_reward(base))
+
+    return run
+
+
+def judged_writing(model: Any, base: Any, reward: Any) -> dict[str, Any]:
+    """What `aligned` says of a model."""
+    from lmsurvey_code import alignment as al
+
+    questions, fast = al.judged_questions("test"), al.writer(model)
+    row: dict[str, Any] = {}
+    for name, seed in (("drawn", 0), ("likely", None)):
+        found = al.sample_answers(fast, questions, 1, seed=seed)
+        texts = row[name] = al.texts_of(model, found)
+        row[f"good_{name}"] = [int(al.is_good(q, t)) for q, t in zip(questions, texts, strict=True)]
+        row[f"reward_{name}"] = [round(float(score), 3) for score in reward.score(questions, texts)]
+        if name == "drawn":
+            rows = al.rows_of(model, questions, found)
+            kl = al.reference_log_probs(model, rows) - al.reference_log_probs(base, rows)
+            row["kl"] = [round(float(nats), 3) for nats in kl.sum(1)]
+    text = load_corpus().valid[-1].text[:10_000]
+    return row | {"valid": round(score(model, text).bits_per_byte, 4)}
+
+
+def alignment() -> dict[str, Run]:
+    """The reward model first, as others need its file; then the ways to use it; two short runs to repeat."""
+    return {
+        "reward model": reward_model(REWARD_STEPS),
+        "reward model, 3 steps": reward_model(3, 24),
+        "DPO, 3 steps": aligned("DPO", 3, n_pairs=24),
+        "untuned": aligned("untuned", 0),
+        "GRPO": aligned("GRPO", RL_STEPS),
+        "best of n": best_of_many(),
+        "DPO": aligned("DPO", DPO_STEPS),
+        "PPO": aligned("PPO", RL_STEPS),
+        "GRPO, no KL": aligned("GRPO", RL_STEPS, kl_weight=0.0),
+        "DPO, gentle": gentle_dpo(2e-4),
+        "chosen answers": imitated(),
+        "chosen, then DPO": imitated(2e-4),
+    }
+
+
 # ---- quantization ----
 
 
@@ -1931,6 +2129,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "emergence": emergence,
     "long_context": long_context,
     "parameter_efficient": parameter_efficient,
+    "alignment": alignment,
     "quantization": quantization,
     "instruction_tuning": instruction_tuning,
     "in_context": in_context,
