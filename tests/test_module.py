@@ -37,7 +37,7 @@ def test_lines_of_code_counts_no_docstring_comment_or_blank(tmp_path):
 def test_the_module_is_thin():
     lines = {path.name: lines_of_code(path) for path in FILES}
     assert max(lines.values()) <= 300, lines
-    assert sum(lines.values()) <= 7100, sum(lines.values())
+    assert sum(lines.values()) <= 7400, sum(lines.values())
 
 
 def test_no_circle_of_imports():

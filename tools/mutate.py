@@ -827,6 +827,66 @@ answers: a number inside another is right | answering.py | answering
 answers: orders stay in the passage | answering.py | answering
 - if not ORDERS.search(s))
 + )
+
+reasoning: what is shown is asked too | reasoning.py | reasoning -k problems
+- [*found.values()][n_shown:]
++ [*found.values()][n_shown - 1 :]
+
+reasoning: an answer in a later line counts | reasoning.py | reasoning -k final_answer
+- r"[Tt]he answer is ([^.\n]+)", text.partition("\n")[0])
++ r"[Tt]he answer is ([^.\n]+)", text)
+
+reasoning: no answer is an answer | reasoning.py | reasoning -k majority
+- for answer in answers if answer is not None)
++ for answer in answers)
+
+reasoning: the next question holds the right answer | reasoning.py | reasoning -k smaller
+- found[i][-1] if k else ""
++ asked[i].parts[k - 1][1] if k else ""
+
+reasoning: the temperature is ignored | reasoning.py | reasoning -k drawn_lines
+- (logits - logits.max()) / temperature
++ (logits - logits.max())
+
+reasoning: a wrong sum passes | reasoning.py | reasoning -k after_step
+- [found[2]] != c or not 1 <= c <= LARGEST:
++ [found[2]] is None or not 1 <= c <= LARGEST:
+
+reasoning: a number is used twice | reasoning.py | reasoning -k after_step
+- left.remove(number)
++ pass
+
+reasoning: a broken sign works | reasoning.py | reasoning -k last_attempt
+- if found is None or found[2] == broken:
++ if found is None:
+
+reasoning: the first attempt counts | reasoning.py | reasoning -k last_attempt
+- text.rpartition("/")[2].split(",")
++ text.partition("/")[0].split(",")
+
+reasoning: the tree keeps all states | reasoning.py | reasoning -k tree
+- if len(s) > 1][:breadth]
++ if len(s) > 1]
+
+reasoning: the tree keeps what is rarely proposed | reasoning.py | reasoning -k tree
+- for s, _ in found[i].most_common() if
++ for s, _ in reversed(found[i].most_common()) if
+
+reasoning: feedback without being told | reasoning.py | reasoning -k plan
+- elif feedback and puzzles[i]
++ elif puzzles[i]
+
+reasoner: the end of a text is not learned | reasoner.py | reasoning -k rows
+- counted[i, PROMPT : len(row)] = True
++ counted[i, PROMPT : len(row) - 1] = True
+
+reasoner: training sees what is held out | reasoner.py | reasoning -k held_out
+- if not puzzle.held_out:
++ if puzzle:
+
+reasoner: rewards are not compared within a group | reasoner.py | reasoning -k grpo
+- group_advantages(rewards.view(-1, n_samples)).view(-1, 1)
++ rewards.view(-1, 1)
 """
 
 

@@ -27,6 +27,7 @@ quantization        the long run's network and the LLM with 8 to 2 bits a weight
 instruction_tuning  the packaged LLM, tuned on instructions in several ways (chapter Instruction tuning)
 alignment           a reward model, best of n, DPO, PPO and GRPO on the packaged LLM (chapter Alignment)
 in_context          labels that the LLM gives, by number, order, choice and labels of demonstrations, and without heads
+reasoning           steps, votes, smaller questions, search, plans, and rewards (chapter Chain of thought and planning)
 retrieval           answers with and without passages, with orders planted in them, and with tools (Tools and retrieval)
 evaluation_card     the report card of the packaged LLM, by its command (chapter Evaluation in full)
 evaluation_forms    one task in several forms and orders (chapter Evaluation in full)
@@ -1833,6 +1834,215 @@ def in_context() -> dict[str, Run]:
     return runs
 
 
+# ---- chain of thought and planning: 300 items a row, as `reasoning.problems` and `held_out_puzzles` give them ----
+
+
+@cache
+def writing() -> Any:
+    """A copy of the packaged LLM that writes faster."""
+    from lmsurvey_code.alignment import writer
+
+    return writer(packaged())
+
+
+def worked(name: str, way: str, own_level: bool = True, seed: int | None = None) -> Run:
+    """What the LLM writes about the problems of a task; a drawn row (with a seed) has those of the levels 2 to 4."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code import reasoning as rs
+
+        shown, asked = rs.problems(name)
+        if seed is not None:
+            asked = [problem for problem in asked if problem.level <= 4]
+        about = {"task": name, "way": way, "own_level": own_level, "seed": seed}
+        if way != "parts":
+            return about | {"texts": rs.ask(writing(), shown, asked, way, seed, own_level)}
+        pairs = rs.demonstrations(shown[: rs.N_SHOWN], way)
+
+        def reply(questions: list[str]) -> list[str]:
+            return rs.write_lines(writing(), [rs.FORM.prompt(q, pairs) for q in questions], 12) if questions else []
+
+        return about | {"answers": rs.least_to_most(asked, reply)}
+
+    return run
+
+
+def changed_result(name: str) -> Run:
+    """What the LLM answers after the right steps, and after steps whose last result was changed to a wrong one."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code import reasoning as rs
+
+        shown, asked = rs.problems(name)
+        found: dict[str, Any] = {"task": name}
+        for how in ("right", "changed"):
+            prompts = []
+            for problem in asked:
+                pairs = rs.demonstrations([p for p in shown if p.level == problem.level], "steps")
+                wrong = str(int(problem.answer) + 1) if name == "sums" else "BCA"["ABC".index(problem.answer)]
+                steps = ", ".join(problem.steps).removesuffix(problem.answer)
+                steps += problem.answer if how == "right" else wrong
+                prompts.append(f"{rs.FORM.prompt(problem.question, pairs)} {steps}. The answer is")
+            found[how] = [""] * len(asked)
+            for level in rs.LEVELS:
+                same = [i for i, problem in enumerate(asked) if problem.level == level]
+                lines = rs.write_lines(writing(), [prompts[i] for i in same], 5)
+                for i, line in zip(same, lines, strict=True):
+                    found[how][i] = line
+        return found
+
+    return run
+
+
+def llm_proposes(tree: bool) -> Run:
+    """Puzzles of three numbers for the LLM: one step at a time in a tree, or four whole texts for each."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code import reasoning as rs
+
+        puzzles = rs.held_out_puzzles(3)
+        rng = np.random.default_rng(0)
+        shown = [rs.random_puzzle(3, rng) for _ in range(8)]
+        pairs = [(p.prompt, p.solution.partition(" ,")[0] if tree else p.solution) for p in shown]
+
+        def propose(prompts: list[str], number: int) -> list[str]:
+            asked = [rs.FORM.prompt(prompt, pairs) for prompt in prompts]
+            return rs.write_lines(writing(), asked, 12 if tree else 24, seed=number, temperature=1.0)
+
+        if tree:
+            solved, written = rs.tree_search(puzzles, propose, 4, 2)
+            return {"k": 4, "breadth": 2, "solved": [int(x) for x in solved], "written": written}
+        texts_ = [propose([p.prompt for p in puzzles], number) for number in range(4)]
+        return {"texts": texts_}
+
+    return run
+
+
+def network_pretrained() -> dict[str, Any]:
+    """The small network after its pre-training, kept as a file of the book."""
+    from lmsurvey_code import reasoner
+
+    net, losses = reasoner.pretrain(reasoner.PRETRAINING)
+    reasoner.save(net)
+    return {"losses": [round(float(np.mean(losses[i : i + 20])), 4) for i in range(0, len(losses), 20)]}
+
+
+def solved_by(net: Any, n_numbers: int, n_samples: int = 32) -> dict[str, Any]:
+    """Drawn texts about the held-out puzzles: for each puzzle, a digit for each text, and symbols of a text."""
+    from lmsurvey_code import reasoner
+    from lmsurvey_code.reasoning import held_out_puzzles, solves
+
+    puzzles = held_out_puzzles(n_numbers)
+    texts_ = reasoner.write(net, [puzzle.prompt for puzzle in puzzles for _ in range(n_samples)], seed=0)
+    of_puzzle = [texts_[i : i + n_samples] for i in range(0, len(texts_), n_samples)]
+    right = ["".join(str(int(solves(p, text))) for text in some) for p, some in zip(puzzles, of_puzzle, strict=True)]
+    return {"right": right, "symbols": round(float(np.mean([len(text.split()) for text in texts_])), 2)}
+
+
+def network_ways() -> dict[str, Any]:
+    """What the small network solves after its pre-training: whole texts, a tree, and plans with a broken sign."""
+    from lmsurvey_code import reasoner
+    from lmsurvey_code.reasoning import held_out_puzzles, refine, tree_search
+
+    net, found = reasoner.load(), {}
+
+    def whole(prompts: list[str], number: int) -> list[str]:
+        return reasoner.write(net, prompts, number)
+
+    def one_step(prompts: list[str], number: int) -> list[str]:
+        return reasoner.write(net, prompts, number, stop="\n,/")
+
+    for n in (3, 4):
+        puzzles = held_out_puzzles(n)
+        found[f"{n} numbers"] = solved_by(net, n) | {"trees": {}}
+        for k, breadth in ((2, 2), (4, 4), (8, 8)):
+            solved, written = tree_search(puzzles, one_step, k, breadth)
+            tree = {"solved": [int(x) for x in solved], "steps": round(float(np.mean(written)), 2)}
+            found[f"{n} numbers"]["trees"][f"{k}, {breadth}"] = tree
+    broken = held_out_puzzles(3, with_broken=True)
+    for feedback in (True, False):
+        found[f"feedback {feedback}"] = refine(broken, whole, 6, feedback)
+    return found
+
+
+def network_rewarded(seed: int) -> Run:
+    """GRPO on the small network; the one of seed 0 is kept as a file of the book."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code import reasoner
+        from lmsurvey_code.reasoning import held_out_puzzles, solves
+
+        net, curve = reasoner.load(), []
+        puzzles = {n: held_out_puzzles(n) for n in (3, 4)}
+
+        def follow(step: int) -> None:
+            if step % 20:
+                return
+            row: dict[str, Any] = {"step": step}
+            for n, some in puzzles.items():
+                texts_ = reasoner.write(net, [p.prompt for p in some], 0)
+                row[f"right {n}"] = round(float(np.mean([solves(*pair) for pair in zip(some, texts_, strict=True)])), 4)
+                firsts = [text.partition(" /")[0] for text in texts_]
+                row[f"first {n}"] = round(float(np.mean([solves(*p) for p in zip(some, firsts, strict=True)])), 4)
+                row[f"attempts {n}"] = round(float(np.mean([text.count("/") + 1 for text in texts_])), 3)
+                row[f"symbols {n}"] = round(float(np.mean([len(text.split()) for text in texts_])), 2)
+            curve.append(row)
+
+        config = replace(reasoner.REWARDED, seed=seed)
+        history = reasoner.grpo(net, config, follow=follow)
+        follow(config.n_steps)
+        if seed == 0:
+            reasoner.save(net, reasoner.WEIGHTS_REWARDED)
+        right = {f"{n} numbers": solved_by(net, n) for n in puzzles}
+        rewards = [round(row["reward"], 3) for row in history]
+        return {"seed": seed, "curve": curve, "rewards": rewards} | right
+
+    return run
+
+
+def network_rewarded_longer() -> dict[str, Any]:
+    """320 more steps of GRPO, from the weights that the run of seed 0 left."""
+    from lmsurvey_code import reasoner
+    from lmsurvey_code.reasoning import held_out_puzzles, solves
+
+    net, curve = reasoner.load(reasoner.WEIGHTS_REWARDED), []
+    puzzles = {n: held_out_puzzles(n) for n in (3, 4)}
+
+    def follow(step: int) -> None:
+        if step % 40:
+            return
+        row: dict[str, Any] = {"step": 160 + step}
+        for n, some in puzzles.items():
+            texts_ = reasoner.write(net, [p.prompt for p in some], 0)
+            row[f"right {n}"] = round(float(np.mean([solves(*pair) for pair in zip(some, texts_, strict=True)])), 4)
+            firsts = [text.partition(" /")[0] for text in texts_]
+            row[f"first {n}"] = round(float(np.mean([solves(*p) for p in zip(some, firsts, strict=True)])), 4)
+            row[f"attempts {n}"] = round(float(np.mean([text.count("/") + 1 for text in texts_])), 3)
+            row[f"symbols {n}"] = round(float(np.mean([len(text.split()) for text in texts_])), 2)
+        curve.append(row)
+
+    config = replace(reasoner.REWARDED, n_steps=320, seed=2)
+    history = reasoner.grpo(net, config, follow=follow)
+    follow(config.n_steps)
+    right = {f"{n} numbers": solved_by(net, n) for n in puzzles}
+    return {"curve": curve, "rewards": [round(row["reward"], 3) for row in history]} | right
+
+
+def reasoning_runs() -> dict[str, Run]:
+    """The LLM in several ways on sums and boxes and puzzles; the small network before and after its rewards."""
+    runs: dict[str, Run] = {}
+    for name in ("sums", "boxes"):
+        runs |= {f"{name}, {way}": worked(name, way) for way in ("direct", "steps", "parts")}
+    runs["sums, steps, demonstrations of all lengths"] = worked("sums", "steps", own_level=False)
+    runs |= {f"sums, steps, drawn {seed}": worked("sums", "steps", seed=seed) for seed in range(5)}
+    runs |= {f"{name}, changed result": changed_result(name) for name in ("sums", "boxes")}
+    runs |= {"puzzles, LLM, whole texts": llm_proposes(False), "puzzles, LLM, tree": llm_proposes(True)}
+    runs |= {"network, pre-training": network_pretrained, "network, ways": network_ways}
+    runs |= {f"network, GRPO, seed {seed}": network_rewarded(seed) for seed in (0, 1)}
+    runs["network, GRPO, 320 more steps"] = network_rewarded_longer
+    return runs
+
+
 # ---- retrieval: what the LLM answers; an answer a question, in the order of `load_questions` ----
 
 N_ATTACKED = 50  # of the questions that are not for choosing settings
@@ -2133,6 +2343,7 @@ TABLES: dict[str, Callable[[], dict[str, Run]]] = {
     "quantization": quantization,
     "instruction_tuning": instruction_tuning,
     "in_context": in_context,
+    "reasoning": reasoning_runs,
     "retrieval": retrieval,
     "evaluation_card": lambda: {"card": report_card},
     "evaluation_forms": lambda: {
