@@ -6,10 +6,11 @@ The draws are seeded with the name of the kind, so that a second run writes the 
 "written" or "corpus" were written or chosen by hand and are kept as they are.
 """
 
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+
+from lmsurvey_code.files import whole_file
 
 FILE = Path(__file__).parents[1] / "lmsurvey_code" / "data" / "instructions.tsv"
 COLUMNS = ("kind", "source", "instruction", "input", "output", "check")
@@ -166,12 +167,11 @@ def rule_rows() -> Iterator[tuple[str, ...]]:
 
 
 def main() -> None:
-    """Replace the rows with the source "rule", sort all rows, write the file under a temporary name, rename it."""
+    """Replace the rows with the source "rule", and sort all rows."""
     rows = [tuple(line.split("\t")) for line in FILE.read_text(encoding="utf-8").splitlines()[1:]]
     rows = sorted([*(row for row in rows if row[1] != "rule"), *rule_rows()])
-    temporary = FILE.with_suffix(".partial")
-    temporary.write_text("".join("\t".join(row) + "\n" for row in [COLUMNS, *rows]), encoding="utf-8")
-    os.replace(temporary, FILE)
+    with whole_file(FILE) as partial:
+        partial.write_text("".join("\t".join(row) + "\n" for row in [COLUMNS, *rows]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ honest   a question that nobody can answer: that, before an invented answer. The
 A fifth of the questions is kept for tests, and of the requests one half. Which, follows from their text alone.
 """
 
-import os
 import random
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+from lmsurvey_code.files import whole_file
 
 DATA = Path(__file__).parents[1] / "lmsurvey_code" / "data"
 FILE = DATA / "preferences.tsv"
@@ -88,12 +89,11 @@ def rule_rows() -> Iterator[tuple[str, ...]]:
 
 
 def main() -> None:
-    """Replace the rows with the source "rule", sort all rows, write the file under a temporary name, rename it."""
+    """Replace the rows with the source "rule", and sort all rows."""
     rows = [tuple(row) for row in table("preferences.tsv")]
     rows = sorted([*(row for row in rows if row[1] != "rule"), *rule_rows()])
-    temporary = FILE.with_suffix(".partial")
-    temporary.write_text("".join("\t".join(row) + "\n" for row in [COLUMNS, *rows]), encoding="utf-8")
-    os.replace(temporary, FILE)
+    with whole_file(FILE) as partial:
+        partial.write_text("".join("\t".join(row) + "\n" for row in [COLUMNS, *rows]), encoding="utf-8")
 
 
 if __name__ == "__main__":
