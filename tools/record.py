@@ -1965,53 +1965,17 @@ def network_ways() -> dict[str, Any]:
     return found
 
 
-def network_rewarded(seed: int) -> Run:
-    """GRPO on the small network; the one of seed 0 is kept as a file of the book."""
-
-    def run() -> dict[str, Any]:
-        from lmsurvey_code import reasoner
-        from lmsurvey_code.reasoning import held_out_puzzles, solves
-
-        net, curve = reasoner.load(), []
-        puzzles = {n: held_out_puzzles(n) for n in (3, 4)}
-
-        def follow(step: int) -> None:
-            if step % 20:
-                return
-            row: dict[str, Any] = {"step": step}
-            for n, some in puzzles.items():
-                texts_ = reasoner.write(net, [p.prompt for p in some], 0)
-                row[f"right {n}"] = round(float(np.mean([solves(*pair) for pair in zip(some, texts_, strict=True)])), 4)
-                firsts = [text.partition(" /")[0] for text in texts_]
-                row[f"first {n}"] = round(float(np.mean([solves(*p) for p in zip(some, firsts, strict=True)])), 4)
-                row[f"attempts {n}"] = round(float(np.mean([text.count("/") + 1 for text in texts_])), 3)
-                row[f"symbols {n}"] = round(float(np.mean([len(text.split()) for text in texts_])), 2)
-            curve.append(row)
-
-        config = replace(reasoner.REWARDED, seed=seed)
-        history = reasoner.grpo(net, config, follow=follow)
-        follow(config.n_steps)
-        if seed == 0:
-            reasoner.save(net, reasoner.WEIGHTS_REWARDED)
-        right = {f"{n} numbers": solved_by(net, n) for n in puzzles}
-        rewards = [round(row["reward"], 3) for row in history]
-        return {"seed": seed, "curve": curve, "rewards": rewards} | right
-
-    return run
-
-
-def network_rewarded_longer() -> dict[str, Any]:
-    """320 more steps of GRPO, from the weights that the run of seed 0 left."""
+def rewarded(net: Any, config: Any, every: int, first: int = 0) -> dict[str, Any]:
+    """GRPO on a small network; every so many steps, what it writes to the held-out puzzles, a text for each."""
     from lmsurvey_code import reasoner
     from lmsurvey_code.reasoning import held_out_puzzles, solves
 
-    net, curve = reasoner.load(reasoner.WEIGHTS_REWARDED), []
-    puzzles = {n: held_out_puzzles(n) for n in (3, 4)}
+    puzzles, curve = {n: held_out_puzzles(n) for n in (3, 4)}, []
 
     def follow(step: int) -> None:
-        if step % 40:
+        if step % every:
             return
-        row: dict[str, Any] = {"step": 160 + step}
+        row: dict[str, Any] = {"step": first + step}
         for n, some in puzzles.items():
             texts_ = reasoner.write(net, [p.prompt for p in some], 0)
             row[f"right {n}"] = round(float(np.mean([solves(*pair) for pair in zip(some, texts_, strict=True)])), 4)
@@ -2021,11 +1985,33 @@ def network_rewarded_longer() -> dict[str, Any]:
             row[f"symbols {n}"] = round(float(np.mean([len(text.split()) for text in texts_])), 2)
         curve.append(row)
 
-    config = replace(reasoner.REWARDED, n_steps=320, seed=2)
     history = reasoner.grpo(net, config, follow=follow)
     follow(config.n_steps)
     right = {f"{n} numbers": solved_by(net, n) for n in puzzles}
     return {"curve": curve, "rewards": [round(row["reward"], 3) for row in history]} | right
+
+
+def network_rewarded(seed: int) -> Run:
+    """GRPO on the small network; the one of seed 0 is kept as a file of the book."""
+
+    def run() -> dict[str, Any]:
+        from lmsurvey_code import reasoner
+
+        net = reasoner.load()
+        found = rewarded(net, replace(reasoner.REWARDED, seed=seed), every=20)
+        if seed == 0:
+            reasoner.save(net, reasoner.WEIGHTS_REWARDED)
+        return {"seed": seed} | found
+
+    return run
+
+
+def network_rewarded_longer() -> dict[str, Any]:
+    """320 more steps of GRPO, from the weights that the run of seed 0 left."""
+    from lmsurvey_code import reasoner
+
+    config = replace(reasoner.REWARDED, n_steps=320, seed=2)
+    return rewarded(reasoner.load(reasoner.WEIGHTS_REWARDED), config, every=40, first=reasoner.REWARDED.n_steps)
 
 
 def reasoning_runs() -> dict[str, Run]:
